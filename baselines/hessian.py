@@ -1,0 +1,102 @@
+"""`hessian`: P = (A^T A + mu I)^-1, the regularised Newton direction of the data term.
+
+With step 1 and no momentum one step is exactly the proximal data step of half-quadratic splitting
+(DPIR), which is therefore not listed again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from deepinv.optim.linear import conjugate_gradient
+from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics
+from pydantic import Field
+from torch import Tensor
+
+from dipa_bench.methods import FitContext, Iterative, Method
+from dipa_bench.parameters import Parameters, Search
+from dipa_bench.preconditioners import Preconditioner, State
+from dipa_bench.solvers import SolveParameters
+from dipa_bench.tasks.base import Task
+
+TOLERANCE = 1e-5  # relative residual of the conjugate gradients
+MOST = 500  # iterations of them
+
+
+class HessianParameters(Parameters):
+    """The damping, beside the solver's own."""
+
+    solve: SolveParameters = SolveParameters()
+    mu: Annotated[
+        float,
+        Field(gt=0, description="damping mu, relative to lambda_max(A^T A)"),
+        Search(1e-3, 10.0, log=True),
+    ] = 0.1
+
+
+def has_closed_form(physics: LinearPhysics, shape: tuple[int, ...]) -> bool:
+    """Whether deepinv inverts A^T A + mu I of this operator without iterations."""
+    if isinstance(physics, Downsampling):
+        divides = all(extent % physics.factor == 0 for extent in shape[-2:])
+        return divides and physics.padding == "circular" and physics.filter is not None
+    return isinstance(physics, DecomposablePhysics)
+
+
+class InverseHessian(Preconditioner):
+    """(A^T A + mu I)^-1 for the run's own A.
+
+    Args:
+        mu: absolute damping.
+    """
+
+    operator_calls = 0
+
+    def __init__(self, mu: float) -> None:
+        super().__init__()
+        self.mu = mu
+
+    def forward(self, gradient: Tensor, state: State) -> Tensor:
+        physics = state.physics
+        if has_closed_form(physics, gradient.shape):
+            zero = torch.zeros_like(state.measurement)
+            return physics.prox_l2(gradient / self.mu, zero, gamma=1 / self.mu)
+        return self._solve(gradient, physics)
+
+    def spectral_bound(self, largest: float) -> float:
+        return largest / (largest + self.mu)
+
+    def _solve(self, gradient: Tensor, physics: LinearPhysics) -> Tensor:
+        """Conjugate gradients on each image's normalised gradient.
+
+        deepinv's has an absolute epsilon in its denominators that shrinks the answer to small
+        right-hand sides; normalised, its error is bounded by the relative residual alone.
+        """
+        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).view(-1, 1, 1, 1)
+        unit = gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
+        solution = conjugate_gradient(
+            lambda v: physics.A_adjoint(physics.A(v)) + self.mu * v,
+            unit,
+            max_iter=MOST,
+            tol=TOLERANCE,
+            eps=torch.finfo(gradient.dtype).tiny,
+            verbose=False,
+        )
+        return norm * solution
+
+
+def fit(task: Task, parameters: HessianParameters, context: FitContext) -> Iterative:
+    operator = InverseHessian(parameters.mu * task.largest())
+    context.notes["closed_form"] = has_closed_form(task.student, task.shape)
+    return context.reconstructor(task, parameters.solve, operator)
+
+
+METHOD = Method(
+    name="hessian",
+    title="Hessian",
+    summary="P = (A^T A + mu I)^-1: closed form where there is one, else conjugate gradients",
+    operator="hessian",
+    rule="closed form",
+    parameters=HessianParameters,
+    fit=fit,
+)

@@ -1,0 +1,1 @@
+"""Plotly figures and pages; they read the results table and nothing else."""

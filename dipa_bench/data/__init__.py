@@ -1,0 +1,1 @@
+"""Images: datasets, their splits and digests."""

@@ -1,0 +1,142 @@
+"""Image sets, split by subject, with digests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipa_bench import digests
+from dipa_bench.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one split.
+
+    Attributes:
+        pixels: N x C x H x W, float32 in [0, 1], on the CPU.
+        names: one per image, unique.
+        subjects: whom each image shows; equal for images that are not independent.
+    """
+
+    pixels: Tensor
+    names: tuple[str, ...]
+    subjects: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.pixels) == len(self.names) == len(self.subjects):
+            raise ValueError("pixels, names and subjects differ in length")
+        if len(self.pixels) and (self.pixels.min() < 0 or self.pixels.max() > 1):
+            raise ValueError("pixels are outside [0, 1]")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of pixels, names and subjects."""
+        return digests.of(self.pixels, list(self.names), list(self.subjects))
+
+    def first(self, count: int | None) -> ImageSet:
+        """`count` images spread evenly over the set (so over its subjects); all for None."""
+        if count is None or count >= len(self):
+            return self
+        index = np.unique(np.linspace(0, len(self) - 1, count).round().astype(int))
+        return ImageSet(
+            self.pixels[torch.from_numpy(index)],
+            tuple(self.names[i] for i in index),
+            tuple(self.subjects[i] for i in index),
+        )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test images, disjoint by subject; reads of the test are logged."""
+
+    train: ImageSet
+    validation: ImageSet
+    _test: ImageSet
+    reads: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        parts = {"train": self.train, "validation": self.validation, "test": self._test}
+        for name, part in parts.items():
+            if not len(part):
+                raise UserError(f"the {name} split is empty: give at least 3 images (or subjects)")
+        sets = [set(part.subjects) for part in parts.values()]
+        if sum(map(len, sets)) != len(set().union(*sets)):
+            raise ValueError("a subject is in two splits")
+
+    def test(self, reason: str) -> ImageSet:
+        """The test images; `reason` goes to the log and to `reads`."""
+        log.info("test images read: %s", reason)
+        self.reads.append(reason)
+        return self._test
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return tuple(self.train.pixels.shape[1:])
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest over all three splits."""
+        return digests.of(self.train.digest, self.validation.digest, self._test.digest)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A registered dataset.
+
+    Attributes:
+        name, title, summary: for `dipa-bench list`.
+        load: the splits at ``size`` x ``size`` pixels.
+    """
+
+    name: str
+    title: str
+    summary: str
+    load: Callable[[int], Splits]
+
+
+def square(picture: np.ndarray, size: int) -> np.ndarray:
+    """Crops the central square and resizes it with antialiasing.
+
+    Args:
+        picture: H x W in [0, 1].
+        size: pixels on a side of the result.
+
+    Returns:
+        size x size, float32, clipped to [0, 1].
+    """
+    from skimage.transform import resize
+
+    side = min(picture.shape)
+    top, left = ((extent - side) // 2 for extent in picture.shape)
+    crop = picture[top : top + side, left : left + side]
+    if side != size:
+        crop = resize(crop, (size, size), order=3, mode="reflect", anti_aliasing=side > size)
+    return np.clip(crop, 0, 1).astype(np.float32)
+
+
+def stack(pictures: Sequence[np.ndarray]) -> Tensor:
+    """N x 1 x H x W from gray pictures of one size."""
+    return torch.from_numpy(np.stack(pictures))[:, None]
+
+
+def select(
+    pixels: Tensor, names: Sequence[str], subjects: Sequence[str], wanted: set[str]
+) -> ImageSet:
+    """The images whose subject is in `wanted`."""
+    index = [i for i, subject in enumerate(subjects) if subject in wanted]
+    return ImageSet(
+        pixels[index], tuple(names[i] for i in index), tuple(subjects[i] for i in index)
+    )

@@ -1,0 +1,55 @@
+"""The one place that knows about devices."""
+
+from __future__ import annotations
+
+import torch
+
+from dipa_bench.errors import UserError
+
+
+def resolve(name: str = "auto") -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:<i>``.
+
+    Raises:
+        UserError: a name of another form, or a CUDA device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (":" in name and not index.isdecimal()):
+        raise UserError(f"device {name!r} is not one of auto, cpu, cuda, cuda:<i>")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"device {name!r}: this PyTorch ({torch.__version__}) sees no CUDA; "
+            "use --device cpu, or install a CUDA build and driver"
+        )
+    count = torch.cuda.device_count()
+    if index and int(index) >= count:
+        raise UserError(f"device {name!r}: there are {count} CUDA devices (0 to {count - 1})")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for records and `dipa-bench doctor`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory used so far, in bytes: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for queued work, so that clocks read true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

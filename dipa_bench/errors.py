@@ -1,0 +1,37 @@
+"""What can go wrong, by whose hand: one exception for each kind of ending."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one line that names the value and the cure (exit code 2)."""
+
+
+class Diverged(Exception):
+    """A fit or a reconstruction left the finite numbers; the trial is recorded with this reason."""
+
+
+class Pruned(Exception):
+    """The search stopped a fit early because others were ahead; not a failure."""
+
+
+def unknown(kind: str, value: str, valid: Iterable[str]) -> UserError:
+    """A `UserError` for a name that is not known, with the nearest valid one.
+
+    Args:
+        kind: what the name stands for, e.g. ``"method"``.
+        value: the name as the user wrote it.
+        valid: every name that would have been accepted.
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    if near:
+        cure = f"did you mean {near[0]!r}?"
+    elif len(names) <= 12:
+        cure = "choose one of " + ", ".join(names)
+    else:
+        cure = "see `dipa-bench list`"
+    return UserError(f"unknown {kind} {str(value)!r}: {cure}")

@@ -1,0 +1,164 @@
+"""From a reconstructor and a split to numbers, pictures and curves."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dipa_bench import devices
+from dipa_bench.data.images import ImageSet
+from dipa_bench.errors import Diverged
+from dipa_bench.evaluation.metrics import psnr_of_mse, psnr_pooled, ssim
+from dipa_bench.methods import Reconstructor
+from dipa_bench.solvers import Curves
+from dipa_bench.tasks.base import Task
+
+BATCH = 64
+LOWEST = -20.0  # dB; a reconstruction worse than this has left the range of images altogether
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a reconstructor did on a set of images.
+
+    Attributes:
+        images: N test cases, in order.
+        estimates: N x C x H x W, on the CPU.
+        psnr, ssim: N values; ssim is NaN unless asked for.
+        pooled: PSNR of the mean squared error over all images.
+        curves: per-image curves, (K + 1) x N, on the CPU; None for methods without iterations.
+        seconds: per image, the scoring's own time left out.
+        operator_calls, denoiser_calls: per image.
+    """
+
+    images: ImageSet
+    estimates: Tensor
+    psnr: Tensor
+    ssim: Tensor
+    pooled: float
+    curves: Curves | None
+    seconds: float
+    operator_calls: int
+    denoiser_calls: int
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """Flat figures; `split` is ``val`` or ``test``."""
+        figures = {
+            f"{split}/psnr": self.psnr.mean().item(),
+            f"{split}/psnr_pooled": self.pooled,
+            "cost/operator_calls": float(self.operator_calls),
+            "cost/denoiser_calls": float(self.denoiser_calls),
+            "cost/seconds": self.seconds,
+        }
+        if not torch.isnan(self.ssim).all():
+            figures[f"{split}/ssim"] = self.ssim.mean().item()
+        return figures
+
+    def check(self) -> Evaluation:
+        """Itself.
+
+        Raises:
+            Diverged: an image's PSNR is NaN or below `LOWEST`.
+        """
+        lost = int((~(self.psnr >= LOWEST)).sum())
+        if lost:
+            worst = self.psnr.min().item()
+            raise Diverged(
+                f"{lost} of {len(self.images)} reconstructions left the image range "
+                f"(worst PSNR {worst:.1f} dB)"
+            )
+        return self
+
+    def image_table(self, seed: int) -> pd.DataFrame:
+        """One row per image: seed, image, subject, psnr, ssim."""
+        return pd.DataFrame(
+            {
+                "seed": seed,
+                "image": list(self.images.names),
+                "subject": list(self.images.subjects),
+                "psnr": self.psnr.double().numpy(),
+                "ssim": self.ssim.double().numpy(),
+            }
+        )
+
+    def curve_table(self, seed: int) -> pd.DataFrame:
+        """One row per image and iteration: seed, image, iteration, psnr, residual, step_norm."""
+        if self.curves is None:
+            return pd.DataFrame(
+                {
+                    "seed": seed,
+                    "image": list(self.images.names),
+                    "iteration": 0,
+                    "psnr": self.psnr.double().numpy(),
+                    "residual": math.nan,
+                    "step_norm": math.nan,
+                }
+            )
+        rows, count = self.curves.mse.shape
+        return pd.DataFrame(
+            {
+                "seed": seed,
+                "image": [name for name in self.images.names for _ in range(rows)],
+                "iteration": list(range(rows)) * count,
+                "psnr": psnr_of_mse(self.curves.mse).T.reshape(-1).numpy(),
+                "residual": self.curves.residual.T.reshape(-1).numpy(),
+                "step_norm": self.curves.step_norm.T.reshape(-1).numpy(),
+            }
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    reconstructor: Reconstructor,
+    task: Task,
+    images: ImageSet,
+    *,
+    record: bool = False,
+    with_ssim: bool = False,
+) -> Evaluation:
+    """Runs `reconstructor` on the student's measurements of `images`.
+
+    Args:
+        record: keep per-image curves.
+        with_ssim: compute SSIM as well (milliseconds per image).
+    """
+    truth, measured = task.pixels(images), task.measure(images)
+    runs, seconds = [], 0.0
+    for y, x in zip(measured.split(BATCH), truth.split(BATCH), strict=True):
+        devices.synchronise(task.device)
+        started = time.perf_counter()
+        runs.append(
+            reconstructor.run(y, task.student, record=record, reference=x if record else None)
+        )
+        devices.synchronise(task.device)
+        seconds += time.perf_counter() - started
+    estimates = torch.cat([run.estimate for run in runs])
+    mse = (estimates - truth).flatten(1).square().mean(1).cpu()
+    return Evaluation(
+        images=images,
+        estimates=estimates.cpu(),
+        psnr=psnr_of_mse(mse),
+        ssim=ssim(estimates, truth) if with_ssim else torch.full_like(mse, torch.nan),
+        pooled=psnr_pooled(mse),
+        curves=_joined([run.curves for run in runs]),
+        seconds=seconds / len(images),
+        operator_calls=runs[0].operator_calls,
+        denoiser_calls=runs[0].denoiser_calls,
+    )
+
+
+def _joined(parts: list[Curves | None]) -> Curves | None:
+    """Curves of all batches side by side, moved off the device once."""
+    if parts[0] is None:
+        return None
+    return Curves(
+        *(
+            torch.cat([getattr(part, name) for part in parts], dim=1).cpu()
+            for name in ("mse", "residual", "step_norm")
+        )
+    )

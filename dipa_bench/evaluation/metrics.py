@@ -1,0 +1,59 @@
+"""Image quality, per image."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def psnr_of_mse(mse: Tensor) -> Tensor:
+    """-10 log10(mse): PSNR in dB for images of range 1; infinite where the error is 0."""
+    return -10 * torch.log10(mse)
+
+
+def psnr(estimate: Tensor, reference: Tensor) -> Tensor:
+    """PSNR of each image in dB, range 1, nothing clipped.
+
+    Args:
+        estimate, reference: B x C x H x W.
+
+    Returns:
+        B values.
+    """
+    return psnr_of_mse((estimate - reference).flatten(1).square().mean(1))
+
+
+def psnr_pooled(mse: Tensor) -> float:
+    """PSNR of the mean squared error over all images, as the paper reports it."""
+    return psnr_of_mse(mse.mean()).item()
+
+
+def ssim(estimate: Tensor, reference: Tensor) -> Tensor:
+    """SSIM of each image (Wang et al. 2004: Gaussian window, sigma 1.5, biased covariance).
+
+    scikit-image's own; channels are averaged. NaN for an estimate that is not finite.
+
+    Args:
+        estimate, reference: B x C x H x W in [0, 1], at least 11 x 11 pixels.
+    """
+    from skimage.metrics import structural_similarity
+
+    def one(found: np.ndarray, true: np.ndarray) -> float:
+        if not np.isfinite(found).all():
+            return float("nan")
+        return structural_similarity(
+            found,
+            true,
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            use_sample_covariance=False,
+        )
+
+    pairs = zip(
+        estimate.detach().double().cpu().numpy(),
+        reference.detach().double().cpu().numpy(),
+        strict=True,
+    )
+    return torch.tensor([one(found, true) for found, true in pairs])

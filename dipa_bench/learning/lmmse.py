@@ -1,0 +1,77 @@
+"""The affine map with the least mean squared error over the training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dipa_bench.errors import UserError
+from dipa_bench.evaluation.metrics import psnr
+from dipa_bench.tasks.base import Task
+
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+LARGEST = 8192  # rows of the measurement covariance, float64: 512 MiB
+
+
+@dataclass(frozen=True)
+class LMMSE:
+    """x = mean + W (y - A mean).
+
+    Attributes:
+        matrix: W, n x m.
+        mean: of the training images, C x H x W.
+        measured_mean: A mean, in the measurement's shape.
+        ridge: the share of the mean measurement variance added to the covariance's diagonal.
+    """
+
+    matrix: Tensor
+    mean: Tensor
+    measured_mean: Tensor
+    ridge: float
+
+    def __call__(self, measurement: Tensor) -> Tensor:
+        """The estimate for a batch of measurements, B x C x H x W."""
+        centred = (measurement - self.measured_mean).flatten(1)
+        return self.mean + (centred @ self.matrix.T).view(-1, *self.mean.shape)
+
+
+def fit(task: Task) -> LMMSE:
+    """W = C_xy (C_yy + (noise^2 + ridge v) I)^-1 from the training images' second moments.
+
+    C_xy and C_yy come from the clean images and A, so no noise is drawn; v is the mean variance of
+    a measurement, and the ridge is the best of `RIDGES` on the validation images.
+
+    Raises:
+        UserError: the measurements are complex, or too many for a dense covariance.
+    """
+    images = task.pixels(task.images.train).double()
+    with torch.no_grad():
+        measured = task.student.A(images.to(task.dtype))
+    if measured.is_complex() or measured[0].numel() > LARGEST:
+        raise UserError(
+            f"the LMMSE map needs real measurements, at most {LARGEST} per image (here "
+            f"{measured[0].numel()}): use another start"
+        )
+    measured = measured.double()
+    mean, measured_mean = images.mean(0), measured.mean(0)
+    x, y = (images - mean).flatten(1), (measured - measured_mean).flatten(1)
+    cross, covariance = x.T @ y / len(x), y.T @ y / len(y)
+    variance = covariance.diagonal().mean()
+    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+
+    def candidate(ridge: float) -> LMMSE:
+        damped = covariance + (task.noise**2 + ridge * variance) * eye
+        weights = torch.linalg.solve(damped, cross.T).T
+        return LMMSE(
+            weights.to(task.dtype), mean.to(task.dtype), measured_mean.to(task.dtype), ridge
+        )
+
+    validation = task.images.validation
+    truth, observed = task.pixels(validation), task.measure(validation)
+
+    def quality(found: LMMSE) -> float:
+        return psnr(found(observed), truth).mean().item()
+
+    return max((candidate(ridge) for ridge in RIDGES), key=quality)

@@ -1,0 +1,184 @@
+"""Teachers: tuned once, run once, kept on disk, shared by every trial."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dipa_bench import digests
+from dipa_bench.data.images import ImageSet
+from dipa_bench.evaluation.metrics import psnr
+from dipa_bench.preconditioners import Identity
+from dipa_bench.solvers import Solver, SolveParameters, build_solver
+from dipa_bench.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+STEPS = (0.1, 0.3, 0.6, 1.0, 1.25)  # relative to 1/lambda_max of the teacher
+STRENGTHS = 6  # points of the logarithmic grid over the prior's range
+TUNING_IMAGES = 8
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a teacher hands to its student.
+
+    Attributes:
+        estimates: reconstructions x_t, N x C x H x W.
+        gradients: A_t^T (A_t x_t - y_t) at them.
+        step: the teacher's absolute step alpha_t.
+    """
+
+    estimates: Tensor
+    gradients: Tensor
+    step: float
+
+
+class TeacherCache:
+    """Teacher settings and reconstructions, computed on first use and kept in a folder.
+
+    A key is a digest of every value a result depends on, so a stale entry is never read; a damaged
+    one is computed again.
+
+    Args:
+        folder: where they are kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def tuned(self, task: Task, label: float) -> SolveParameters:
+        """The teacher's best step and prior strength on a few training images.
+
+        One grid, run as one batch, momentum ``textbook``, start ``adjoint``; the same for every
+        trial, so that all share the reconstructions.
+        """
+        images = task.images.train.first(TUNING_IMAGES)
+        strength = task.prior.strength
+        strengths = torch.logspace(
+            *torch.tensor([strength.low, strength.high], dtype=torch.float64).log10(), STRENGTHS
+        )
+        key = self._key(
+            task, label, images, ["tuned", STEPS, [f"{value:.6g}" for value in strengths.tolist()]]
+        )
+        path = self._folder / f"settings-{key}.json"
+        found = _read_settings(path)
+        if found is None:
+            found = _tune(task, label, images, strengths)
+            _write(path, lambda name: name.write_text(found.model_dump_json()))
+        return found
+
+    def published(self, task: Task) -> SolveParameters:
+        """The paper's settings of a teacher: its own absolute step, all else as the student's."""
+        values = task.published_solve() | {"solve.step": task.spec.published.teacher}
+        return SolveParameters(
+            **{name.removeprefix("solve."): value for name, value in values.items()}
+        )
+
+    def targets(
+        self, task: Task, label: float, images: ImageSet, settings: SolveParameters
+    ) -> Targets:
+        """The teacher's reconstructions of `images` from its own simulated measurements."""
+        solver = _solver(task, label, settings)
+        key = self._key(task, label, images, ["targets", settings.model_dump(mode="json")])
+        path = self._folder / f"targets-{key}.safetensors"
+        found = _read_targets(path, (len(images), *task.shape))
+        if found is None:
+            found = _reconstruct(task, label, images, solver)
+            _write(path, lambda name: save_file(found, name))
+        on_device = {name: part.to(task.device) for name, part in found.items()}
+        return Targets(on_device["estimates"], on_device["gradients"], float(solver.step_size))
+
+    def _key(self, task: Task, label: float, images: ImageSet, values: list) -> str:
+        algorithm = [task.solver, task.iterations, label, task.largest(label)]
+        return digests.of(task.digest, algorithm, images.digest, values)
+
+
+def _solver(task: Task, label: float, settings: SolveParameters) -> Solver:
+    return build_solver(
+        task.solver,
+        task.prior,
+        settings,
+        iterations=task.iterations,
+        largest=task.largest(label),
+    )
+
+
+@torch.no_grad()
+def _tune(task: Task, label: float, images: ImageSet, strengths: Tensor) -> SolveParameters:
+    """The pair of step and strength with the best mean PSNR, every pair in one batch."""
+    count = len(images)
+    pairs = [(step, strength) for step in STEPS for strength in strengths.tolist()]
+    solver = _solver(task, label, SolveParameters(strength=task.prior.strength.default))
+    steps, levels = (
+        torch.tensor(column, device=task.device, dtype=task.dtype)
+        .repeat_interleave(count)
+        .view(-1, 1, 1, 1)
+        for column in zip(*pairs, strict=True)
+    )
+    solver.step_size, solver.strength = steps * solver.step_size, levels
+    measured = task.measure(images, label)
+    repeated = measured.repeat(len(pairs), *[1] * (measured.dim() - 1))
+    estimate = solver.run(repeated, task.teacher(label), Identity()).estimate
+    quality = psnr(estimate, task.pixels(images).repeat(len(pairs), 1, 1, 1))
+    means = quality.view(len(pairs), count).mean(1).nan_to_num(nan=-torch.inf)
+    step, strength = pairs[int(means.argmax())]
+    log.info("teacher %g tuned: step %g, strength %.3g", label, step, strength)
+    return SolveParameters(step=step, strength=strength)
+
+
+@torch.no_grad()
+def _reconstruct(task: Task, label: float, images: ImageSet, solver: Solver) -> dict[str, Tensor]:
+    physics = task.teacher(label)
+    estimates, gradients = [], []
+    for measured in task.measure(images, label).split(BATCH):
+        estimate = solver.run(measured, physics, Identity()).estimate
+        estimates.append(estimate.cpu())
+        gradients.append(physics.A_adjoint(physics.A(estimate) - measured).cpu())
+    return {"estimates": torch.cat(estimates), "gradients": torch.cat(gradients)}
+
+
+def _read_settings(path: Path) -> SolveParameters | None:
+    try:
+        return SolveParameters(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        log.warning("cached teacher settings %s are damaged; computed again", path)
+        return None
+
+
+def _read_targets(path: Path, shape: tuple[int, ...]) -> dict[str, Tensor] | None:
+    if not path.exists():
+        return None
+    try:
+        found = load_file(path)
+        if all(found[name].shape == shape for name in ("estimates", "gradients")):
+            return found
+    except Exception:  # safetensors raises its own kinds, KeyError for a missing tensor
+        pass
+    log.warning("cached teacher reconstructions %s are damaged; computed again", path)
+    return None
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes through a temporary file, so that a crash leaves no half an entry."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

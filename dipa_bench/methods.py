@@ -1,0 +1,201 @@
+"""Methods: a named pair of operator and learning rule, and what fitting one gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+from dipa_bench.learning.lmmse import LMMSE
+from dipa_bench.learning.teachers import TeacherCache
+from dipa_bench.parameters import Parameters, Value
+from dipa_bench.preconditioners import Preconditioner
+from dipa_bench.solvers import Solver, SolveParameters, Trajectory, build_solver
+from dipa_bench.tasks.base import Task
+
+
+class Reconstructor(Protocol):
+    """What a method's fit gives: it turns measurements into images.
+
+    Attributes:
+        preconditioner: the operator inside, if there is one; its state is stored.
+    """
+
+    preconditioner: Preconditioner | None
+
+    def run(
+        self,
+        measurement: Tensor,
+        physics: LinearPhysics,
+        *,
+        record: bool = False,
+        reference: Tensor | None = None,
+    ) -> Trajectory: ...
+
+
+@dataclass(frozen=True)
+class Iterative:
+    """A solver with a preconditioner."""
+
+    solver: Solver
+    preconditioner: Preconditioner
+
+    def run(
+        self,
+        measurement: Tensor,
+        physics: LinearPhysics,
+        *,
+        record: bool = False,
+        reference: Tensor | None = None,
+    ) -> Trajectory:
+        return self.solver.run(
+            measurement, physics, self.preconditioner, record=record, reference=reference
+        )
+
+
+@dataclass(frozen=True)
+class Direct:
+    """One map from measurements to images, without iterations.
+
+    Attributes:
+        map: (y, physics) -> B x C x H x W.
+        operator_calls: applications of A or A^T it makes.
+    """
+
+    map: Callable[[Tensor, LinearPhysics], Tensor]
+    operator_calls: int = 0
+    preconditioner: Preconditioner | None = None
+
+    def run(
+        self,
+        measurement: Tensor,
+        physics: LinearPhysics,
+        *,
+        record: bool = False,
+        reference: Tensor | None = None,
+    ) -> Trajectory:
+        return Trajectory(self.map(measurement, physics), operator_calls=self.operator_calls)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a learned method may spend on one fit.
+
+    Attributes:
+        epochs: passes over the training images.
+        train_images, validation_images: how many of the split are used; None for all.
+        batch_size: images in one gradient step.
+    """
+
+    epochs: int = 4
+    train_images: int | None = None
+    validation_images: int | None = None
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One epoch of a fit, for progress bars and curves."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    psnr: float
+
+
+@dataclass
+class FitContext:
+    """What a method may use while it is fitted.
+
+    Attributes:
+        seed: all randomness comes from it.
+        budget: of this fit.
+        teachers: cached teacher reconstructions.
+        lmmse: the affine LMMSE map of the training images, fitted once and shared.
+        report: call with (step, validation PSNR); raises `Pruned` when the search gives up.
+        progress: told of every epoch.
+        folder: where a fit may keep checkpoints; None if nothing is kept.
+        notes: facts for the record, e.g. the gradient strategy.
+        series: curves for the record, name to (step, value).
+    """
+
+    seed: int
+    budget: Budget
+    teachers: TeacherCache
+    lmmse: Callable[[Task], LMMSE]
+    report: Callable[[int, float], None] = lambda step, value: None
+    progress: Callable[[Progress], None] = lambda progress: None
+    folder: Path | None = None
+    notes: dict[str, Value] = field(default_factory=dict)
+    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def reconstructor(
+        self, task: Task, solve: SolveParameters, preconditioner: Preconditioner
+    ) -> Iterative:
+        """The task's solver with `solve` settings around `preconditioner`."""
+        largest = task.largest()
+        solver = build_solver(
+            task.solver,
+            task.prior,
+            solve,
+            iterations=task.iterations,
+            largest=largest,
+            bound=preconditioner.spectral_bound(largest),
+            lmmse=lambda: self.lmmse(task),
+        )
+        return Iterative(solver, preconditioner.to(task.device, task.dtype))
+
+
+def published_solve(task: Task) -> dict[str, Value]:
+    """The published settings of a method that has none of its own but the solver's."""
+    return task.published_solve()
+
+
+def nothing_published(task: Task) -> dict[str, Value]:
+    """For methods that have no solver settings."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name, title, summary: for `dipa-bench list`.
+        operator: kind of operator (identity, scalar, dense, ...; "none" for controls).
+        rule: learning rule (analytic, closed form, greedy, distilled, ...).
+        parameters: the hyper-parameters' model; a field `solve: SolveParameters` for a solver's.
+        fit: (task, parameters, context) -> Reconstructor. Deterministic given the context's seed.
+        learned: whether fitting reads training images.
+        linear: whether the operator is linear in the gradient.
+        paper: where it comes from.
+        published: the published values as flat parameters (steps may be absolute).
+        skip: the reason why the method does not apply to a task, or None.
+    """
+
+    name: str
+    title: str
+    summary: str
+    operator: str
+    rule: str
+    parameters: type[Parameters]
+    fit: Callable[[Task, Any, FitContext], Reconstructor]
+    learned: bool = False
+    linear: bool = True
+    paper: str = ""
+    published: Callable[[Task], dict[str, Value]] = published_solve
+    skip: Callable[[Task], str | None] = lambda task: None
+
+
+class SolverOnly(Parameters):
+    """Parameters of a method that has none but the solver's."""
+
+    solve: SolveParameters = SolveParameters()
+
+
+class NoParameters(Parameters):
+    """Parameters of a control that has nothing to tune."""

@@ -1,0 +1,171 @@
+"""One declaration for each hyper-parameter, from which everything else is made.
+
+A method's parameters are a pydantic model. A field's type, default, validity bounds and one line of
+help are pydantic's own; its search range is a `Search` beside them::
+
+    class MyParameters(Parameters):
+        solve: SolveParameters = SolveParameters()
+        damping: Annotated[float, Field(gt=0, description="..."), Search(1e-3, 10, log=True)] = 0.1
+
+Nested models give dotted names (``solve.step``). Parameters below ``solve`` act when an image is
+reconstructed; all others when the operator is fitted. The search space, ``--set``, the checks on
+study files and MLflow's params all come from this declaration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from dipa_bench.errors import UserError, unknown
+
+Value = bool | int | float | str | None
+
+
+class Parameters(BaseModel):
+    """Base of every parameter model: frozen, strict about names, finite numbers only."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A range that only the problem at hand can give, e.g. of its prior's strength.
+
+    Attributes:
+        default: what an untuned run uses.
+        search: the range worth searching.
+    """
+
+    default: Value
+    search: Search
+
+
+class Ranges(Protocol):
+    """What answers for ranges that depend on the problem; a `Task` bound to a solver does."""
+
+    def setting(self, name: str) -> Setting: ...
+
+
+@dataclass(frozen=True)
+class Search:
+    """Range worth searching; validity bounds may be wider.
+
+    Attributes:
+        low, high: ends of a numeric range, both included.
+        log: draw uniformly in the logarithm.
+        choices: the values of a categorical parameter instead of a range.
+        ask: name of a range that the problem gives (``"strength"``, ``"teacher"``) instead.
+        solver: the parameter exists only with this solver (``"red-fista"``).
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Value, ...] = ()
+    ask: str | None = None
+    solver: str | None = None
+
+    def __post_init__(self) -> None:
+        numeric = self.low is not None and self.high is not None
+        if sum((numeric, bool(self.choices), self.ask is not None)) != 1:
+            raise ValueError("give exactly one of low and high, choices, or ask")
+        if numeric and (self.high < self.low or (self.log and self.low <= 0)):
+            raise ValueError(f"empty search range {self.low}..{self.high}, log={self.log}")
+
+    def admits(self, value: Value) -> bool:
+        """Whether `value` lies in the range."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One hyper-parameter as declared: dotted path, field and search range (None: not searched)."""
+
+    path: str
+    field: FieldInfo
+    search: Search | None
+
+    @property
+    def help(self) -> str:
+        return self.field.description or ""
+
+    @property
+    def integer(self) -> bool:
+        return self.field.annotation is int
+
+
+def declared(model: type[Parameters], solver: str, prefix: str = "") -> Iterator[Declared]:
+    """Every hyper-parameter of `model` that exists with `solver`, in order of declaration."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Parameters):
+            yield from declared(annotation, solver, f"{path}.")
+            continue
+        search = next((item for item in field.metadata if isinstance(item, Search)), None)
+        if search is None or search.solver in (None, solver):
+            yield Declared(path, field, search)
+
+
+def defaults(model: type[Parameters], solver: str, ranges: Ranges) -> dict[str, Value]:
+    """Flat defaults of a model, those that the problem gives included."""
+    values = {}
+    for item in declared(model, solver):
+        default = item.field.get_default(call_default_factory=True)
+        if default is None and item.search is not None and item.search.ask:
+            default = ranges.setting(item.search.ask).default
+        values[item.path] = default
+    return values
+
+
+def space(model: type[Parameters], solver: str, ranges: Ranges) -> dict[str, Search]:
+    """The search space: dotted path to a resolved range, for each searched parameter."""
+    result = {}
+    for item in declared(model, solver):
+        if item.search is not None:
+            search = item.search
+            result[item.path] = ranges.setting(search.ask).search if search.ask else search
+    return result
+
+
+def build(model: type[Parameters], values: Mapping[str, Value]) -> Any:
+    """An instance of `model` from flat dotted `values`.
+
+    Raises:
+        UserError: an unknown name (with the nearest) or a value out of its bounds.
+    """
+    nested: dict[str, Any] = {}
+    valid = {item.path for item in declared(model, solver="")} | {
+        item.path for solver in ("pnp-fista", "red-fista") for item in declared(model, solver)
+    }
+    for path, value in values.items():
+        if path not in valid:
+            raise unknown("parameter", path, valid)
+        *parents, leaf = path.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    try:
+        return model(**nested)
+    except ValidationError as error:
+        raise UserError(first_problem(error)) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of a pydantic error in one line that names key, value and cure."""
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{path} = {problem['input']!r}: {message}"

@@ -1,0 +1,105 @@
+"""The interface of a preconditioning operator, and what it may look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor, nn
+
+from dipa_bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class State:
+    """One run of a solver, as it stands before iteration `iteration`; replaced, never changed.
+
+    Attributes:
+        iteration: k = 0, 1, ... of the step about to be taken.
+        iterate: x_k, the newest reconstruction, B x C x H x W.
+        point: z_k, where the data gradient is taken (differs from x_k by the momentum).
+        previous_point: z_(k-1); None at k = 0.
+        residual: A z_k - y in the measurement's shape; None until the gradient was taken.
+        gradient: A^T (A z_k - y), B x C x H x W; None until it was taken.
+        previous_gradient: the gradient at z_(k-1); None at k = 0.
+        measurement: y.
+        physics: the operator A of this run.
+        memory: whatever the preconditioner's `remember` returned last; None at k = 0.
+    """
+
+    iteration: int
+    iterate: Tensor
+    point: Tensor
+    measurement: Tensor = field(repr=False)
+    physics: LinearPhysics = field(repr=False)
+    previous_point: Tensor | None = None
+    residual: Tensor | None = None
+    gradient: Tensor | None = None
+    previous_gradient: Tensor | None = None
+    memory: Any = None
+
+
+class Preconditioner(nn.Module):
+    """An operator P that turns a data gradient into a direction of the same shape.
+
+    The contract, which `dipa_bench.testing.PreconditionerContract` ships as tests:
+
+    - ``forward(gradient, state)`` maps B x C x H x W to the same shape, keeps device and dtype, and
+      treats each image of the batch by itself;
+    - it changes neither its arguments nor itself, so that a step can be replayed. What belongs to
+      one run (curvature pairs, past residuals) goes into the run's memory: `remember` returns the
+      next one. What belongs to one iteration is a parameter indexed by ``state.iteration``; beyond
+      the fitted iterations the last one repeats;
+    - ``state_dict`` round-trips.
+
+    Attributes:
+        linear: whether P is linear in the gradient (then `dense` gives its matrix).
+        operator_calls: applications of A or A^T that one call of `forward` makes.
+    """
+
+    linear: bool = True
+    operator_calls: int = 0
+
+    def forward(self, gradient: Tensor, state: State) -> Tensor:
+        """The direction P(gradient), B x C x H x W."""
+        raise NotImplementedError
+
+    def remember(self, gradient: Tensor, state: State) -> Any:
+        """The memory that the next iteration's state carries; by default it stays as it is."""
+        return state.memory
+
+    def spectral_bound(self, largest: float) -> float | None:
+        """lambda_max(P A^T A) where it is known in closed form, else None.
+
+        Steps are given relative to it, or to lambda_max(A^T A) where this is None.
+
+        Args:
+            largest: lambda_max(A^T A).
+        """
+        return None
+
+    @torch.no_grad()
+    def dense(self, shape: tuple[int, int, int], state: State) -> Tensor:
+        """The n x n matrix of a linear P for images of `shape` (C, H, W), n = C H W.
+
+        Raises:
+            UserError: P is not linear.
+        """
+        if not self.linear:
+            raise UserError(f"{type(self).__name__} is not linear: it has no matrix")
+        size = shape[0] * shape[1] * shape[2]
+        like = state.point
+        columns = torch.eye(size, device=like.device, dtype=like.dtype).reshape(size, *shape)
+        return torch.cat([self(block, state) for block in columns.split(256)]).reshape(size, size).T
+
+
+class Identity(Preconditioner):
+    """P = I: the unpreconditioned algorithm."""
+
+    def forward(self, gradient: Tensor, state: State) -> Tensor:
+        return gradient
+
+    def spectral_bound(self, largest: float) -> float:
+        return largest

@@ -1,0 +1,1 @@
+"""Denoising priors: the interface and those that come with the package."""

@@ -1,0 +1,44 @@
+"""`dncnn`: deepinv's DnCNN with the weights that DIPA's published runs used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dipa_bench.errors import UserError
+from dipa_bench.priors.base import SCALE, Prior, PriorSpec, Scaled
+
+WEIGHTS = "dncnn_sigma2_gray.pth"
+
+
+def weights_path() -> Path:
+    """Where torch keeps the downloaded weights (below ``TORCH_HOME``)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+
+
+def build() -> Prior:
+    """The gray DnCNN (20 layers x 64, trained for sigma = 2/255), as s D(v / s).
+
+    Raises:
+        UserError: the weights are neither on this machine nor to be downloaded.
+    """
+    from deepinv.models import DnCNN
+
+    try:
+        network = DnCNN(in_channels=1, out_channels=1, pretrained="download")
+    except Exception as error:  # urllib, ssl, torch and pickle errors alike
+        raise UserError(
+            f"the prior 'dncnn' has no weights: {weights_path()} cannot be read or downloaded "
+            f"({type(error).__name__}); set TORCH_HOME to a folder with hub/checkpoints/{WEIGHTS}, "
+            "or use --set problem.prior=dncnn-small"
+        ) from None
+    return Prior("dncnn", SCALE, Scaled(network))
+
+
+SPEC = PriorSpec(
+    name="dncnn",
+    title="DnCNN (deepinv, sigma = 2/255)",
+    summary="20 layers x 64, gray, no noise level: strength s of s D(v/s); weights downloaded",
+    build=build,
+)

@@ -1,0 +1,87 @@
+"""One registry over entry points: tasks, methods, priors and datasets, ours and strangers' alike.
+
+A package adds to it in its own ``pyproject.toml``::
+
+    [project.entry-points."dipa_bench.methods"]
+    my-method = "my_package.my_module:METHOD"
+
+Every entry resolves to a frozen record with ``name``, ``title`` and ``summary``; the entry point's
+name and the record's must agree.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from dipa_bench.errors import UserError, unknown
+
+KINDS = ("tasks", "methods", "priors", "datasets")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An entry whose package could not be loaded; listed with the reason, never run."""
+
+    name: str
+    summary: str
+    title: str = "(cannot be loaded)"
+
+
+@cache
+def _entries(kind: str) -> dict[str, EntryPoint]:
+    if kind not in KINDS:
+        raise unknown("kind of registered thing", kind, KINDS)
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=f"dipa_bench.{kind}"):
+        twin = found.get(entry.name)
+        if twin is not None and twin.value != entry.value:
+            raise UserError(
+                f"two packages register the {kind[:-1]} {entry.name!r} ({twin.value} and "
+                f"{entry.value}): rename or uninstall one of them"
+            )
+        found[entry.name] = entry
+    return found
+
+
+def names(kind: str, pattern: str = "*") -> list[str]:
+    """Names of everything registered as `kind` that match a shell pattern such as ``ndipa/*``."""
+    return sorted(name for name in _entries(kind) if fnmatch.fnmatchcase(name, pattern))
+
+
+def get(kind: str, name: str) -> Any:
+    """The record registered under `name`.
+
+    Raises:
+        UserError: no such name (the message has the nearest one), or its package does not load.
+    """
+    entry = _entries(kind).get(name)
+    if entry is None:
+        raise unknown(kind[:-1], name, _entries(kind))
+    try:
+        record = entry.load()
+    except Exception as error:  # a stranger's package may fail in any way
+        raise UserError(
+            f"the {kind[:-1]} {name!r} from {entry.value} cannot be loaded "
+            f"({type(error).__name__}: {error}): mend or uninstall its package"
+        ) from error
+    if getattr(record, "name", None) != name:
+        raise UserError(
+            f"entry point {name!r} ({entry.value}) holds a record named "
+            f"{getattr(record, 'name', None)!r}: the two names must agree"
+        )
+    return record
+
+
+def describe(kind: str, pattern: str = "*") -> list[Any]:
+    """Every record of `kind` that matches `pattern`; broken ones as `Broken` with the reason."""
+    records = []
+    for name in names(kind, pattern):
+        try:
+            records.append(get(kind, name))
+        except UserError as error:
+            records.append(Broken(name, str(error)))
+    return records

@@ -1,0 +1,145 @@
+"""The preconditioned iteration that PnP-FISTA and RED-FISTA share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+from dipa_bench.errors import unknown
+from dipa_bench.preconditioners import Preconditioner, State
+from dipa_bench.priors.base import Prior
+from dipa_bench.solvers import momentum as momentum_rules
+from dipa_bench.solvers.trajectory import Recorder, Trajectory
+
+Number = float | Tensor  # a number, or one per image as B x 1 x 1 x 1
+STARTS = ("adjoint", "zero", "preconditioned", "lmmse")
+
+
+class Solver(ABC):
+    """K iterations of x_(k+1) = update(z_k, P(A^T (A z_k - y))), with momentum between them.
+
+    Differentiable in everything; treats each image of a batch by itself. Greedy fitting and
+    truncation use the parts (`start`, `linearise`, `step`), everyone else `run`.
+
+    Args:
+        prior: the denoiser with its strength.
+        step: alpha > 0, absolute.
+        strength: the prior's, in its own unit.
+        iterations: K >= 1; the result is x_K.
+        momentum: ``textbook``, ``published`` or ``none``.
+        start: x_0 as ``adjoint`` (A^T y, as published), ``zero``, ``preconditioned``
+            (alpha P A^T y: one preconditioned step from zero), or a function y -> x_0.
+
+    Raises:
+        UserError: a momentum or start that is not known.
+    """
+
+    denoiser_calls = 1  # per iteration
+
+    def __init__(
+        self,
+        prior: Prior,
+        *,
+        step: Number,
+        strength: Number,
+        iterations: int,
+        momentum: str = "textbook",
+        start: str | Callable[[Tensor], Tensor] = "adjoint",
+    ) -> None:
+        if momentum not in momentum_rules.RULES:
+            raise unknown("momentum", momentum, momentum_rules.RULES)
+        if not callable(start) and start not in STARTS[:3]:
+            raise unknown("start", start, STARTS[:3])
+        self.prior = prior
+        self.step_size = step
+        self.strength = strength
+        self.iterations = iterations
+        self.momentum = momentum_rules.RULES[momentum]
+        self._start = start
+
+    @abstractmethod
+    def update(self, point: Tensor, direction: Tensor) -> Tensor:
+        """x_(k+1) from z_k and the preconditioned gradient, both B x C x H x W."""
+
+    def start(
+        self, measurement: Tensor, physics: LinearPhysics, preconditioner: Preconditioner
+    ) -> State:
+        """The state at x_0 = z_0."""
+        if callable(self._start):
+            first = self._start(measurement)
+        else:
+            first = physics.A_adjoint(measurement)
+            if self._start == "zero":
+                first = first.new_zeros(first.shape)
+            elif self._start == "preconditioned":
+                zero = first.new_zeros(first.shape)
+                state = State(0, zero, zero, measurement, physics, None, -measurement, -first)
+                first = -self.step_size * preconditioner(-first, state)
+        return State(0, first, first, measurement, physics)
+
+    def linearise(self, state: State) -> State:
+        """The state with the residual and data gradient at its point: two operator calls."""
+        residual = state.physics.A(state.point) - state.measurement
+        return replace(state, residual=residual, gradient=state.physics.A_adjoint(residual))
+
+    def step(self, state: State, direction: Tensor) -> State:
+        """The next iteration's state, its gradient not yet taken; the memory stays as it is."""
+        iterate = self.update(state.point, direction)
+        ahead = iterate + self.momentum(state.iteration) * (iterate - state.iterate)
+        return replace(
+            state,
+            iteration=state.iteration + 1,
+            iterate=iterate,
+            point=ahead,
+            previous_point=state.point,
+            residual=None,
+            gradient=None,
+            previous_gradient=state.gradient,
+        )
+
+    def advance(self, state: State, preconditioner: Preconditioner) -> State:
+        """One whole iteration on a linearised state, the preconditioner's memory included."""
+        direction = preconditioner(state.gradient, state)
+        memory = preconditioner.remember(state.gradient, state)
+        return replace(self.step(state, direction), memory=memory)
+
+    def run(
+        self,
+        measurement: Tensor,
+        physics: LinearPhysics,
+        preconditioner: Preconditioner,
+        *,
+        record: bool = False,
+        reference: Tensor | None = None,
+    ) -> Trajectory:
+        """Reconstructs a batch.
+
+        Args:
+            measurement: y, B x ...
+            physics: A.
+            preconditioner: P.
+            record: whether to keep per-image curves (about a tenth more time).
+            reference: true images for the curves' error, B x C x H x W.
+        """
+        recorder = Recorder(self.iterations, reference) if record else None
+        state = self.start(measurement, physics, preconditioner)
+        for iteration in range(self.iterations):
+            state = self.linearise(state)
+            if recorder:
+                recorder.observe(state, self.momentum(iteration - 1) if iteration else 0.0)
+            state = self.advance(state, preconditioner)
+        return Trajectory(
+            state.iterate,
+            operator_calls=self._start_calls(preconditioner)
+            + self.iterations * (2 + preconditioner.operator_calls),
+            denoiser_calls=self.iterations * self.denoiser_calls,
+            curves=recorder.finish(state) if recorder else None,
+        )
+
+    def _start_calls(self, preconditioner: Preconditioner) -> int:
+        calls = {"adjoint": 1, "preconditioned": 1 + preconditioner.operator_calls}
+        return 0 if callable(self._start) else calls.get(self._start, 0)

@@ -1,0 +1,87 @@
+"""The solver's hyper-parameters, searched alike for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from dipa_bench.parameters import Parameters, Search
+from dipa_bench.priors.base import Prior
+from dipa_bench.solvers.base import Solver
+from dipa_bench.solvers.fista import PnPFISTA, REDFISTA
+
+SOLVERS = {
+    "pnp-fista": "PnP-FISTA, Kamilov et al. 2017: the prior replaces the proximal step",
+    "red-fista": "RED-FISTA, Romano et al. 2017: the prior's residual is added to the gradient",
+}
+
+
+class SolveParameters(Parameters):
+    """Step, prior strength, momentum and start of one reconstruction."""
+
+    step: Annotated[
+        float,
+        Field(gt=0, description="step, relative to 1/lambda_max(P A^T A); FISTA is stable to 4/3"),
+        Search(0.02, 4 / 3, log=True),
+    ] = 1.0
+    strength: Annotated[
+        float | None,
+        Field(gt=0, description="strength of the prior, in its unit (sigma, or s of s D(v/s))"),
+        Search(ask="strength"),
+    ] = None
+    momentum: Annotated[
+        Literal["textbook", "published", "none"],
+        Field(description="momentum rule: Chambolle-Dossal, the published runs', or none"),
+        Search(choices=("textbook", "published", "none")),
+    ] = "textbook"
+    start: Annotated[
+        Literal["adjoint", "zero", "preconditioned", "lmmse"],
+        Field(description="x_0: A^T y, 0, alpha P A^T y, or the LMMSE map of the training images"),
+        Search(choices=("adjoint", "zero", "preconditioned", "lmmse")),
+    ] = "adjoint"
+    weight: Annotated[
+        float,
+        Field(gt=0, description="RED's lambda, relative to lambda_max(A^T A)"),
+        Search(0.01, 10.0, log=True, solver="red-fista"),
+    ] = 1.0
+    units: Annotated[
+        Literal["relative", "absolute"],
+        Field(description="whether step and weight are relative (as above) or absolute"),
+    ] = "relative"
+
+
+def build_solver(
+    name: str,
+    prior: Prior,
+    parameters: SolveParameters,
+    *,
+    iterations: int,
+    largest: float,
+    bound: float | None = None,
+    lmmse: Callable[[], Callable[[Tensor], Tensor]] | None = None,
+) -> Solver:
+    """A solver from its hyper-parameters.
+
+    Args:
+        name: ``pnp-fista`` or ``red-fista``.
+        prior: the denoiser.
+        parameters: strength must be set.
+        iterations: K.
+        largest: lambda_max(A^T A).
+        bound: lambda_max(P A^T A) where it is known; steps are relative to it.
+        lmmse: gives the map y -> x_0 of the start ``lmmse``; called only for that start.
+    """
+    absolute = parameters.units == "absolute"
+    options = {
+        "step": parameters.step / (1.0 if absolute else bound or largest),
+        "strength": parameters.strength,
+        "iterations": iterations,
+        "momentum": parameters.momentum,
+        "start": lmmse() if parameters.start == "lmmse" else parameters.start,
+    }
+    if name == "red-fista":
+        return REDFISTA(prior, weight=parameters.weight * (1.0 if absolute else largest), **options)
+    return PnPFISTA(prior, **options)

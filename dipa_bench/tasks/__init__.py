@@ -1,0 +1,1 @@
+"""What is reconstructed: operators, images, prior."""

@@ -1,0 +1,202 @@
+"""Tasks: what is reconstructed, with which operators, from which images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+from dipa_bench import digests
+from dipa_bench.data.images import ImageSet, Splits
+from dipa_bench.errors import unknown
+from dipa_bench.parameters import Parameters, Search, Setting, Value
+from dipa_bench.priors.base import Prior
+from dipa_bench.tasks.spectrum import largest_eigenvalue
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A simulated, better-conditioned operator, used only in training.
+
+    Attributes:
+        label: its value on the task's teacher axis (a factor, a ratio, an acceleration).
+        build: makes the physics on the task's device.
+    """
+
+    label: float
+    build: Callable[[], LinearPhysics]
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The operators of a task.
+
+    Attributes:
+        student: the operator that can be built.
+        teachers: worst conditioned first.
+        axis: what a teacher's label is, e.g. ``factor``.
+    """
+
+    student: LinearPhysics
+    teachers: tuple[TeacherSpec, ...]
+    axis: str
+
+
+@dataclass(frozen=True)
+class PublishedSteps:
+    """The paper's absolute steps for student and teacher."""
+
+    student: float = 0.4
+    teacher: float = 0.7
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A registered task.
+
+    Attributes:
+        name, title, summary: for `dipa-bench list`.
+        options: its own options (pydantic model) beside those that every problem has.
+        operators: makes the operators from options, image shape (C, H, W), device and dtype.
+        dataset: the dataset used unless a study names another.
+    """
+
+    name: str
+    title: str
+    summary: str
+    options: type[Parameters]
+    operators: Callable[[Parameters, tuple[int, int, int], torch.device, torch.dtype], Operators]
+    dataset: str
+    published: PublishedSteps = PublishedSteps()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task made concrete: operators, images, prior and algorithm, ready to run.
+
+    Attributes:
+        spec: the registered record.
+        options: the task's own options.
+        operators: student and teachers.
+        images: the splits; at rest on the CPU.
+        prior: the denoiser, on `device`.
+        solver: ``pnp-fista`` or ``red-fista``.
+        iterations: K.
+        noise: standard deviation of the measurements' Gaussian noise, images being in [0, 1].
+        seed: of the noise.
+        device, dtype: where and in what arithmetic runs take place.
+    """
+
+    spec: TaskSpec
+    options: Parameters
+    operators: Operators
+    images: Splits
+    prior: Prior
+    solver: str = "pnp-fista"
+    iterations: int = 10
+    noise: float = 0.0
+    seed: int = 0
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    _largest: dict[float | None, float] = field(default_factory=dict, repr=False)
+    _teachers: dict[float, LinearPhysics] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def student(self) -> LinearPhysics:
+        """The operator that reconstructions have to live with."""
+        return self.operators.student
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.images.shape
+
+    @property
+    def labels(self) -> tuple[float, ...]:
+        """The teachers' labels."""
+        return tuple(teacher.label for teacher in self.operators.teachers)
+
+    def teacher(self, label: float) -> LinearPhysics:
+        """The teacher with that label, made on first use.
+
+        Raises:
+            UserError: there is none.
+        """
+        if label not in self._teachers:
+            found = [item for item in self.operators.teachers if item.label == label]
+            if not found:
+                raise unknown(f"teacher {self.operators.axis}", str(label), map(str, self.labels))
+            self._teachers[label] = found[0].build()
+        return self._teachers[label]
+
+    def physics(self, label: float | None) -> LinearPhysics:
+        """The teacher with that label, or the student for None."""
+        return self.student if label is None else self.teacher(label)
+
+    def largest(self, label: float | None = None) -> float:
+        """lambda_max(A^T A) of the student (None) or of a teacher."""
+        if label not in self._largest:
+            self._largest[label] = largest_eigenvalue(
+                self.physics(label), self.shape, self.device, self.dtype
+            )
+        return self._largest[label]
+
+    def pixels(self, images: ImageSet) -> Tensor:
+        """The images on the task's device and in its dtype, N x C x H x W."""
+        return images.pixels.to(self.device, self.dtype)
+
+    def measure(self, images: ImageSet, label: float | None = None) -> Tensor:
+        """y = A x + w, the same for an image whichever others stand beside it.
+
+        Args:
+            images: N images.
+            label: of the teacher; None for the student.
+        """
+        with torch.no_grad():
+            clean = self.physics(label).A(self.pixels(images))
+        if not self.noise:
+            return clean
+        noise = torch.empty_like(clean, device="cpu")
+        for row, name in zip(noise, images.names, strict=True):
+            generator = torch.Generator().manual_seed(digests.seed(self.seed, name, label))
+            row.copy_(torch.randn(row.shape, generator=generator, dtype=row.dtype))
+        return clean + self.noise * noise.to(self.device)
+
+    def setting(self, name: str) -> Setting:
+        """Ranges that depend on the task: ``strength`` of its prior, ``teacher`` labels."""
+        if name == "strength":
+            return self.prior.strength.setting()
+        if name == "teacher":
+            middle = self.labels[len(self.labels) // 2]
+            return Setting(middle, Search(choices=self.labels))
+        raise KeyError(name)
+
+    def published_solve(self) -> dict[str, Value]:
+        """The paper's solver settings, with absolute steps."""
+        return {
+            "solve.units": "absolute",
+            "solve.step": self.spec.published.student,
+            "solve.strength": self.prior.strength.published,
+            "solve.momentum": "published",
+            "solve.start": "adjoint",
+        } | ({"solve.weight": 1.0} if self.solver == "red-fista" else {})
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of everything that measurements and reconstructions depend on, solver aside."""
+        return digests.of(
+            self.name,
+            self.options.model_dump(mode="json"),
+            list(self.shape),
+            self.images.digest,
+            self.prior.digest(),
+            [self.noise, self.seed, str(self.dtype)],
+        )

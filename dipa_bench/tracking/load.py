@@ -1,0 +1,415 @@
+"""From MLflow to tables: everything that leaderboards and dashboards show is read here.
+
+Only MLflow is read, never the run folders, so that the results of a shared server, sent from many
+machines, load like one's own. Nothing that is read can run code: tags, JSON, Parquet, safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import pandas as pd
+
+from dipa_bench.errors import UserError, unknown
+from dipa_bench.tracking import records
+from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
+from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.store import (
+    connect,
+    decode,
+    experiment_name,
+    guarded,
+    redacted,
+    sqlite_path,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+KEYS = ["study", "method"]
+# columns and their types; object columns hold text or dicts
+METHODS = {
+    "study": object,
+    "method": object,
+    "title": object,
+    "operator": object,
+    "rule": object,
+    "learned": bool,
+    "rules": object,
+    "preset": object,
+    "state": object,
+    "reason": object,
+    "parameters": float,
+    "trials": int,
+    "seeds": int,
+    "seconds_per_image": float,
+    "operator_calls": float,
+    "denoiser_calls": float,
+    "fit_seconds": float,
+    "search_seconds": float,
+    "start": object,
+    "params": object,
+    "run_id": object,
+    "started": float,
+}
+IMAGES = {
+    "study": object,
+    "method": object,
+    "seed": int,
+    "image": int,
+    "subject": object,
+    "psnr": float,
+    "ssim": float,
+}
+CURVES = {
+    "study": object,
+    "method": object,
+    "seed": int,
+    "image": int,
+    "iteration": int,
+    "psnr": float,
+    "residual": float,
+    "step_norm": float,
+}
+TRIALS = {
+    "study": object,
+    "method": object,
+    "number": int,
+    "state": object,
+    "value": float,
+    "seconds": float,
+    "params": object,
+    "reason": object,
+}
+ARTIFACTS = ("images.parquet", "curves.parquet", "pictures.safetensors", "matrix.safetensors")
+
+
+def load_results(
+    uri: str, task: str, *, study: str | None = None, rules: str | None = None
+) -> Results:
+    """Reads what the store at `uri` knows about a task.
+
+    Where a study holds a method more than once (it was run again in a new folder), the newest run
+    counts.
+
+    Args:
+        uri: a resolved tracking address.
+        task: the task's name.
+        study: only this study; by default all.
+        rules: only rows under these rules, ``"tuned"`` or ``"published"``; by default both.
+
+    Raises:
+        UserError: no runs of that task, or an unknown study or kind of rules.
+        StoreUnavailable: nothing answers at `uri`.
+    """
+    client = _reader(uri, task)
+    with guarded(uri):
+        runs = _runs(client, uri, task)
+    parents = _newest([run for run in runs if _tag(run, "kind") == "method"])
+    if not parents:
+        raise _nothing(uri, task)
+    parents = _chosen(parents, "study", study)
+    parents = _chosen(parents, "rules", rules)
+    children: dict[str, list[Run]] = {run.info.run_id: [] for run in parents}
+    for run in runs:
+        if (parent := run.data.tags.get("mlflow.parentRunId")) in children:
+            children[parent].append(run)
+    tables = _Tables()
+    for parent in parents:
+        with _artifacts(client, parent, ARTIFACTS) as files:
+            tables.add(client, parent, children[parent.info.run_id], files)
+    return tables.results(task)
+
+
+def find_run(uri: str, run_id: str) -> RunRecord:
+    """The record of an MLflow run, as it was sent.
+
+    Args:
+        uri: a resolved tracking address.
+        run_id: the run's id in MLflow.
+
+    Raises:
+        UserError: there is no such run, or it has no record.
+        StoreUnavailable: nothing answers at `uri`.
+    """
+    from mlflow.exceptions import MlflowException
+
+    missing = UserError(
+        f"no run {run_id!r} in {redacted(uri)}: copy the id from MLflow, or name another store "
+        "with --tracking-uri"
+    )
+    if (path := sqlite_path(uri)) is not None and not path.exists():
+        raise missing
+    client = connect(uri)
+    with guarded(uri):
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise missing from None
+            raise
+    return _record(client, run)
+
+
+# ---------------------------------------------------------------------------- tables
+
+
+class _Tables:
+    """Gathers the tables of `Results`, method by method."""
+
+    def __init__(self) -> None:
+        self.methods: list[dict[str, Any]] = []
+        self.trials: list[dict[str, Any]] = []
+        self.images: list[pd.DataFrame] = []
+        self.curves: list[pd.DataFrame] = []
+        self.pictures: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        self.operators: dict[tuple[str, str], np.ndarray] = {}
+
+    def add(
+        self, client: MlflowClient, run: Run, children: list[Run], files: dict[str, Path]
+    ) -> None:
+        """Adds a method's run, its children and its files."""
+        key = _tag(run, "study"), _tag(run, "method")
+        self.methods.append(_method_row(client, run, children))
+        trials = [_trial_row(client, child) for child in children if _tag(child, "kind") == "trial"]
+        names = dict(zip(KEYS, key, strict=True))
+        self.trials += [{**names, **row} for row in sorted(trials, key=lambda row: row["number"])]
+        with _readable(run):
+            if path := files.get("images.parquet"):
+                self.images.append(_table(path, IMAGES, names))
+            if path := files.get("curves.parquet"):
+                self.curves.append(_table(path, CURVES, names))
+            if path := files.get("pictures.safetensors"):
+                self.pictures[key] = _tensors(path)
+            if path := files.get("matrix.safetensors"):
+                self.operators[key] = _tensors(path)["P"]
+
+    def results(self, task: str) -> Results:
+        """The tables, with all their columns even where they are empty."""
+        methods = _frame(self.methods, METHODS)
+        if methods["parameters"].notna().all():
+            methods["parameters"] = methods["parameters"].astype(int)
+        return Results(
+            task=task,
+            methods=methods,
+            images=_joined(self.images, IMAGES),
+            curves=_joined(self.curves, CURVES),
+            trials=_frame(self.trials, TRIALS),
+            pictures=self.pictures,
+            operators=self.operators,
+        )
+
+
+def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str, Any]:
+    params, figures = _params(client, run), _metrics(run)
+    kinds = [(_tag(child, "kind"), _tag(child, "state")) for child in children]
+    return {
+        **{name: _tag(run, name) for name in ("study", "method", "title", "operator", "rule")},
+        **{name: _tag(run, name) for name in ("rules", "preset", "state")},
+        "learned": _tag(run, "learned") == "true",
+        "reason": _tag(run, "reason") or None,
+        "parameters": figures.get("parameters", np.nan),
+        "trials": int(figures.get("search/trials", kinds.count(("trial", "finished")))),
+        "seeds": int(figures.get("search/seeds", kinds.count(("seed", "finished")))),
+        "seconds_per_image": figures.get("cost/seconds", np.nan),
+        "operator_calls": figures.get("cost/operator_calls", np.nan),
+        "denoiser_calls": figures.get("cost/denoiser_calls", np.nan),
+        "fit_seconds": figures.get("fit/seconds", np.nan),
+        "search_seconds": figures.get("search/seconds", np.nan),
+        "start": params.get("solve.start"),
+        "params": params,
+        "run_id": run.info.run_id,
+        "started": _started(run),
+    }
+
+
+def _trial_row(client: MlflowClient, run: Run) -> dict[str, Any]:
+    figures = _metrics(run)
+    return {
+        "number": int(_tag(run, "number") or 0),
+        "state": _tag(run, "state"),
+        "value": figures.get("val/psnr", np.nan),
+        "seconds": figures.get("trial/seconds", np.nan),
+        "params": _params(client, run),
+        "reason": _tag(run, "reason") or None,
+    }
+
+
+def _frame(rows: list[dict[str, Any]], columns: dict[str, type]) -> pd.DataFrame:
+    """A table with exactly `columns`; text stays what it is, with None where there is none."""
+    series = {
+        name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in columns.items()
+    }
+    return pd.DataFrame(series)
+
+
+def _table(path: Path, columns: dict[str, type], names: dict[str, str]) -> pd.DataFrame:
+    """A Parquet file as the rows of one study and method."""
+    table = pd.read_parquet(path, engine="pyarrow").assign(**names)
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise ValueError(f"{path.name} lacks the column {missing[0]!r}")
+    return table[list(columns)].astype(columns)
+
+
+def _joined(tables: list[pd.DataFrame], columns: dict[str, type]) -> pd.DataFrame:
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else _frame([], columns)
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+def _reader(uri: str, task: str) -> MlflowClient:
+    """A client for reading: a database that does not exist is not made."""
+    if (path := sqlite_path(uri)) is not None and not path.exists():
+        raise _nothing(uri, task)
+    return connect(uri)
+
+
+def _nothing(uri: str, task: str) -> UserError:
+    return UserError(
+        f"no runs of task {task!r} in {redacted(uri)}: make some with `dipa-bench study --task "
+        f"{task}`, or name another store with --tracking-uri"
+    )
+
+
+def _runs(client: MlflowClient, uri: str, task: str) -> list[Run]:
+    """Every run of a task, page by page."""
+    experiment = client.get_experiment_by_name(experiment_name(task))
+    if experiment is None or experiment.lifecycle_stage != "active":
+        raise _nothing(uri, task)
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment.experiment_id],
+            "tags.`dipa.kind` != ''",
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _newest(runs: list[Run]) -> list[Run]:
+    """The newest run for each study and method, in the order of studies and starting times."""
+    chosen: dict[tuple[str, str], Run] = {}
+    for run in sorted(runs, key=lambda run: (_started(run), run.info.start_time)):
+        chosen[_tag(run, "study"), _tag(run, "method")] = run
+    return sorted(
+        chosen.values(), key=lambda run: (_tag(run, "study"), _started(run), _tag(run, "method"))
+    )
+
+
+def _chosen(runs: list[Run], name: str, value: str | None) -> list[Run]:
+    if value is None:
+        return runs
+    found = [run for run in runs if _tag(run, name) == value]
+    if not found:
+        raise unknown(name, value, {_tag(run, name) for run in runs})
+    return found
+
+
+def _tag(run: Run, name: str) -> str:
+    return run.data.tags.get(f"dipa.{name}", "")
+
+
+def _started(run: Run) -> float:
+    try:
+        return float(_tag(run, "started"))
+    except ValueError:
+        return run.info.start_time / 1000
+
+
+def _metrics(run: Run) -> dict[str, float]:
+    """A run's figures; NaN, also where there is only a curve, and infinity come from a tag."""
+    figures = dict(run.data.metrics)
+    with contextlib.suppress(ValueError, AttributeError):
+        figures |= {
+            name: float(value) for name, value in json.loads(_tag(run, "nonfinite")).items()
+        }
+    return figures
+
+
+def _params(client: MlflowClient, run: Run) -> dict[str, Scalar]:
+    """A run's hyper-parameters; MLflow cannot change them, so later ones come from a tag."""
+    if text := _tag(run, "params"):
+        try:
+            return dict(json.loads(text))
+        except ValueError:
+            return dict(_record(client, run).params)
+    return {name: decode(value) for name, value in run.data.params.items()}
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def _record(client: MlflowClient, run: Run) -> RunRecord:
+    with _artifacts(client, run, (RECORD,)) as files:
+        if RECORD not in files:
+            raise UserError(
+                f"run {run.info.run_id} has no {RECORD}: it was not sent by dipa-bench, or its "
+                "artifacts are gone; give a run folder instead"
+            )
+        return records.read(files[RECORD].parent)
+
+
+@contextlib.contextmanager
+def _artifacts(client: MlflowClient, run: Run, names: tuple[str, ...]) -> Iterator[dict[str, Path]]:
+    """Those of a run's files that exist: in place if they are on this machine, else fetched."""
+    place = _local(run.info.artifact_uri)
+    if place is not None and place.is_dir():
+        yield {name: place / name for name in names if (place / name).is_file()}
+        return
+    if place is not None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="dipa-bench-") as folder:
+        with guarded(client.tracking_uri):
+            there = {info.path for info in client.list_artifacts(run.info.run_id)}
+            files = {
+                name: Path(client.download_artifacts(run.info.run_id, name, folder))
+                for name in names
+                if name in there
+            }
+        yield files
+
+
+def _local(uri: str) -> Path | None:
+    """The folder that an artifact address stands for, if it is a path."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return Path(uri) if not parts.scheme or len(parts.scheme) == 1 else None
+
+
+@contextlib.contextmanager
+def _readable(run: Run) -> Iterator[None]:
+    """Turns what a damaged file raises, of whatever kind, into one line."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"damaged file of run {run.info.run_id}, {_tag(run, 'study')} / {_tag(run, 'method')} "
+            f"({first}): send it again with `dipa-bench sync`, or delete the run in MLflow"
+        ) from None

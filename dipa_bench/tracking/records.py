@@ -1,0 +1,131 @@
+"""Run records: what a run was and what came of it, on disk first, as plain JSON.
+
+A *run folder* holds one ``record.json`` and the run's files. Run folders nest once: a *method* run
+(one method in one study) is the parent of its *trial* runs (the search) and *seed* runs (the winner
+refitted and tested)::
+
+    <root>/studies/<study>/<method>/record.json           kind "method"
+    <root>/studies/<study>/<method>/trial-0003/record.json  kind "trial"
+    <root>/studies/<study>/<method>/seed-0/record.json      kind "seed"
+
+Everything that MLflow shows is sent from these folders, so a tracking server that is down loses
+nothing: ``dipa-bench sync`` sends later what could not be sent at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dipa_bench.errors import UserError
+
+RECORD = "record.json"
+Scalar = bool | int | float | str | None
+State = Literal["running", "finished", "pruned", "diverged", "failed", "interrupted", "skipped"]
+
+
+class RunRecord(BaseModel):
+    """One run, self-contained: `dipa-bench rerun` repeats it from this alone.
+
+    Files that lie beside a record and what they hold:
+
+    - ``curves.parquet`` (seed, method): seed, image, iteration, psnr [dB], residual ||Ax - y||,
+      step_norm ||x_k - x_(k-1)||; one row per image and iteration (0 is the start);
+    - ``images.parquet`` (seed, method): seed, image, subject, psnr [dB], ssim;
+    - ``pictures.safetensors`` (method): float32 H x W pictures in [0, 1] under the names
+      ``original/<image>``, ``measurement/<image>`` and ``reconstruction/<image>``;
+    - ``operator.safetensors`` (trial, seed, method): the learned operator's state;
+    - ``matrix.safetensors`` (method): the learned operator as a dense n x n matrix, key ``P``;
+    - ``traceback.txt`` (failed runs).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["method", "trial", "seed"]
+    study: str
+    task: str
+    method: str = Field(description="the row's name in the study")
+    number: int = Field(0, description="trial number, or index of the seed; 0 for a method")
+    seed: int = 0
+    state: State = "running"
+    reason: str | None = Field(None, description="why a run did not finish, in one line")
+    rules: str = "tuned"
+    preset: str = ""
+    title: str = Field("", description="the method in words")
+    operator: str = Field("", description="kind of operator: identity, scalar, dense, none, ...")
+    rule: str = Field("", description="learning rule: analytic, closed form, greedy, distilled, ...")
+    learned: bool = False
+    params: dict[str, Scalar] = Field(default_factory=dict, description="flat hyper-parameters")
+    metrics: dict[str, float] = Field(default_factory=dict)
+    series: dict[str, list[tuple[int, float]]] = Field(
+        default_factory=dict, description="curves of at most 100 (step, value) points"
+    )
+    started: float = Field(0.0, description="seconds since the epoch")
+    finished: float = 0.0
+    study_file: dict[str, Any] = Field(default_factory=dict, description="the resolved study")
+    environment: dict[str, Scalar] = Field(default_factory=dict)
+    data_digest: str = ""
+    notes: dict[str, Scalar] = Field(
+        default_factory=dict, description="further facts: winner's trial number, gradient strategy"
+    )
+
+    @property
+    def name(self) -> str:
+        """The run's short name: ``trial 3``, ``seed 0`` or ``<study> / <method>``."""
+        if self.kind == "method":
+            return f"{self.study} / {self.method}"
+        return f"{self.kind} {self.number}"
+
+
+def write(folder: Path, record: RunRecord) -> None:
+    """Writes `record` into `folder` so that a crash leaves either the old or the new one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".record-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / RECORD)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(folder: Path) -> RunRecord:
+    """Reads the record of a run folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / RECORD
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no run record in {folder}: give a run folder or an MLflow run id") from None
+    except (ValidationError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"damaged run record {path} ({first}): move it away and run the study again"
+        ) from None
+
+
+def children(folder: Path) -> list[Path]:
+    """Run folders of the trials and seeds below a method's folder, in order."""
+    return sorted(path.parent for path in folder.glob(f"*/{RECORD}"))
+
+
+def studies_root(root: Path) -> Path:
+    """Where studies live below the results folder (``mlruns/`` by default)."""
+    return root / "studies"
+
+
+def method_folders(root: Path) -> list[Path]:
+    """Every method's run folder below a results folder, over all studies."""
+    return sorted(path.parent for path in studies_root(root).glob(f"*/*/{RECORD}"))

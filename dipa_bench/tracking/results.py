@@ -1,0 +1,37 @@
+"""The results table: what leaderboards and dashboards read, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that tracking stored about one task, as tables. Rows join on ``(study, method)``.
+
+    Attributes:
+        task: the task's name.
+        methods: a row per study and method: study, method, title, operator, rule, learned (bool),
+            rules ("tuned" or "published"), preset, state, reason, parameters (count), trials
+            (finished), seeds, seconds_per_image, operator_calls, denoiser_calls (all three for one
+            image), fit_seconds (mean over seeds), search_seconds (all trials of the method),
+            start (the winner's), params (dict, the winner's), run_id, started (epoch seconds).
+        images: study, method, seed, image, subject, psnr, ssim; test images only.
+        curves: study, method, seed, image, iteration, psnr, residual, step_norm.
+        trials: study, method, number, state, value (validation PSNR or NaN), seconds, params (dict),
+            reason.
+        pictures: (study, method) to {"original/<image>" | "measurement/<image>" |
+            "reconstruction/<image>": H x W array in [0, 1]}.
+        operators: (study, method) to the learned operator as an n x n matrix.
+    """
+
+    task: str
+    methods: pd.DataFrame
+    images: pd.DataFrame
+    curves: pd.DataFrame
+    trials: pd.DataFrame
+    pictures: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+    operators: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
