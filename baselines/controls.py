@@ -77,7 +77,6 @@ BICUBIC = Method(
     summary="interpolation of the decimated image, aligned with its grid",
     operator="none",
     rule="none",
-    linear=True,
     parameters=NoParameters,
     fit=_fit_bicubic,
     published=nothing_published,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dipa_bench.methods import FitContext, Iterative, Method, SolverOnly
+from dipa_bench.parameters import Value
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.tasks.base import Task
 
@@ -65,6 +66,11 @@ def fit(task: Task, parameters: SolverOnly, context: FitContext) -> Iterative:
     return reconstructor
 
 
+def published(task: Task) -> dict[str, Value]:
+    """The learned steps as they are, absolute; all else as published for the solver."""
+    return task.published_solve() | {"solve.step": 1.0}
+
+
 METHOD = Method(
     name="scalar",
     title="Scalar steps (greedy)",
@@ -75,4 +81,5 @@ METHOD = Method(
     paper="Fahy, Golbabaee, Ehrhardt, Greedy Learning to Optimize, arXiv 2406.00260v9",
     parameters=SolverOnly,
     fit=fit,
+    published=published,
 )

@@ -14,7 +14,7 @@ from dipa_bench.learning.lmmse import LMMSE
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Parameters, Value
 from dipa_bench.preconditioners import Preconditioner
-from dipa_bench.solvers import Solver, SolveParameters, Trajectory, build_solver
+from dipa_bench.solvers import SolveParameters, Solver, Trajectory, build_solver
 from dipa_bench.tasks.base import Task
 
 
@@ -171,7 +171,7 @@ class Method:
         parameters: the hyper-parameters' model; a field `solve: SolveParameters` for a solver's.
         fit: (task, parameters, context) -> Reconstructor. Deterministic given the context's seed.
         learned: whether fitting reads training images.
-        linear: whether the operator is linear in the gradient.
+        stochastic: whether a fit depends on its seed; only then are winners refitted over seeds.
         paper: where it comes from.
         published: the published values as flat parameters (steps may be absolute).
         skip: the reason why the method does not apply to a task, or None.
@@ -185,7 +185,7 @@ class Method:
     parameters: type[Parameters]
     fit: Callable[[Task, Any, FitContext], Reconstructor]
     learned: bool = False
-    linear: bool = True
+    stochastic: bool = False
     paper: str = ""
     published: Callable[[Task], dict[str, Value]] = published_solve
     skip: Callable[[Task], str | None] = lambda task: None

@@ -82,6 +82,11 @@ class Splits:
         return self._test
 
     @property
+    def test_count(self) -> int:
+        """How many test images there are; knowing that is no read."""
+        return len(self._test)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
         return tuple(self.train.pixels.shape[1:])

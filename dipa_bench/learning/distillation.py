@@ -112,7 +112,9 @@ def fit_ldipa(task: Task, parameters: LDIPAParameters, context: FitContext) -> I
     images = task.images.train.first(context.budget.train_images)
     label = parameters.distill.teacher
     published = parameters.solve.units == "absolute"
-    settings = context.teachers.published(task) if published else context.teachers.tuned(task, label)
+    settings = (
+        context.teachers.published(task) if published else context.teachers.tuned(task, label)
+    )
     targets = context.teachers.targets(task, label, images, settings)
     context.notes |= {
         "teacher.step": settings.step,
@@ -150,6 +152,7 @@ LDIPA = Method(
     operator="dense",
     rule="distilled",
     learned=True,
+    stochastic=True,
     paper=PAPER,
     parameters=LDIPAParameters,
     fit=fit_ldipa,

@@ -18,7 +18,7 @@ from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.preconditioners import Identity
-from dipa_bench.solvers import Solver, SolveParameters, build_solver
+from dipa_bench.solvers import SolveParameters, Solver, build_solver
 from dipa_bench.tasks.base import Task
 
 log = logging.getLogger(__name__)

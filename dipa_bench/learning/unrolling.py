@@ -82,7 +82,9 @@ def train(
     validation = task.images.validation.first(context.budget.validation_images)
     best = validate(reconstructor, task, validation)
     state = copy.deepcopy(operator.state_dict())
-    losses, qualities, first = [], [(0, best)], None
+    losses: list[tuple[int, float]] = []
+    qualities, first = [(0, best)], None
+    context.series |= {"train/loss": losses, "val/psnr_by_epoch": qualities}
     epochs = context.budget.epochs
     for epoch in range(1, epochs + 1):
         total = 0.0
@@ -107,7 +109,6 @@ def train(
         context.report(epoch, quality)
     operator.load_state_dict(state)
     operator.requires_grad_(False)
-    context.series |= {"train/loss": losses, "val/psnr_by_epoch": qualities}
     context.notes |= {
         "gradient_strategy": "full unrolling",
         "train_images": len(images),

@@ -26,17 +26,41 @@ WEIGHTS = ("weights", "dncnn_small.safetensors")
 """Where the shipped weights lie inside this package."""
 
 
+class ContrastConvolution(nn.Conv2d):
+    """A bias-free 3 x 3 convolution that sees differences of its image channels only.
+
+    The last input channel is the noise level; over the others each filter's mean is taken off,
+    and the border is repeated, so that a constant image gives zero.  Without the large constant
+    part, training is better conditioned (and works in bfloat16).
+
+    Args:
+        image_channels: Input channels before the noise level.
+        features: Output channels.
+    """
+
+    def __init__(self, image_channels: int, features: int) -> None:
+        super().__init__(image_channels + 1, features, kernel_size=3, bias=False)
+
+    def forward(self, blocks_and_level: Tensor) -> Tensor:
+        """Map `B x (image_channels + 1) x H x W` to `B x features x H x W`."""
+        image_filters, level_filters = self.weight.split([self.in_channels - 1, 1], dim=1)
+        image_filters = image_filters - image_filters.mean(dim=(1, 2, 3), keepdim=True)
+        filters = torch.cat([image_filters, level_filters], dim=1)
+        bordered = functional.pad(blocks_and_level, (1, 1, 1, 1), mode="replicate")
+        return functional.conv2d(bordered, filters)
+
+
 class DnCNNSmall(nn.Module):
     r"""Bias-free residual denoiser of gray images with a noise-level map.
 
     The four pixels of each 2 x 2 block become channels, a constant map of sigma joins them, and
     `depth` bias-free 3 x 3 convolutions with ReLU between them estimate the noise, which is
-    subtracted.  With no bias and no normalisation the network is positively homogeneous,
+    subtracted.  The first filters see contrast only.  With no bias and no normalisation,
 
-    $$D(a v; a \sigma) = a\, D(v; \sigma), \quad a > 0,$$
+    $$D(a v + c; a \sigma) = a\, D(v; \sigma) + c, \quad a > 0,$$
 
-    so one set of weights serves any intensity range, and $D(0; 0) = 0$.  It is trained for sigma
-    in [0, 100/255] on images in [0, 1].
+    so one set of weights serves any intensity range.  It is trained for sigma in [0, 100/255] on
+    images in [0, 1].
 
     The default has 152,640 parameters and costs 76,320 FLOPs a pixel (a multiplication and an
     addition are two; see `flops_per_pixel`); an output pixel sees about 26 x 26 input pixels.
@@ -58,11 +82,9 @@ class DnCNNSmall(nn.Module):
         self.features = features
         self.depth = depth
         block = SHRINK**2
-        widths = [block + 1, *[features] * (depth - 1), block]
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.convolutions = nn.ModuleList([ContrastConvolution(block, features)])
+        for after in [*[features] * (depth - 2), block]:
+            self.convolutions.append(nn.Conv2d(features, after, 3, padding=1, bias=False))
         for convolution in self.convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         with torch.no_grad():  # start near the identity: a small noise estimate

@@ -72,9 +72,7 @@ class NumberedSampler(BaseSampler):
         return TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
 
 
-def sobol_point(
-    space: Mapping[str, BaseDistribution], index: int, seed: int
-) -> dict[str, Value]:
+def sobol_point(space: Mapping[str, BaseDistribution], index: int, seed: int) -> dict[str, Value]:
     """The `index`-th point of a scrambled Sobol sequence over `space`."""
     from scipy.stats.qmc import Sobol
 

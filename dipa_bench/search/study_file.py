@@ -213,7 +213,8 @@ def _validated(table: Mapping[str, Any]) -> StudyFile:
             *place, key = problem["loc"]
             inside = ".".join(str(part) for part in place)
             raise unknown(
-                f"key in {'[' + inside + '] of ' if inside else ''}the study", str(key),
+                f"key in {'[' + inside + '] of ' if inside else ''}the study",
+                str(key),
                 _siblings(place),
             ) from None
         if problem["type"] == "missing":

@@ -11,7 +11,7 @@ from torch import Tensor
 from dipa_bench.parameters import Parameters, Search
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers.base import Solver
-from dipa_bench.solvers.fista import PnPFISTA, REDFISTA
+from dipa_bench.solvers.fista import REDFISTA, PnPFISTA
 
 SOLVERS = {
     "pnp-fista": "PnP-FISTA, Kamilov et al. 2017: the prior replaces the proximal step",
@@ -25,7 +25,7 @@ class SolveParameters(Parameters):
     step: Annotated[
         float,
         Field(gt=0, description="step, relative to 1/lambda_max(P A^T A); FISTA is stable to 4/3"),
-        Search(0.02, 4 / 3, log=True),
+        Search(0.03, 4 / 3),
     ] = 1.0
     strength: Annotated[
         float | None,

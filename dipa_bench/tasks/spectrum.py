@@ -46,9 +46,7 @@ def largest_eigenvalue(
         return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     first = np.random.default_rng(0).standard_normal(size)
-    return float(
-        eigsh(operator, k=1, which="LA", tol=1e-6, v0=first, return_eigenvectors=False)[0]
-    )
+    return float(eigsh(operator, k=1, which="LA", tol=1e-6, v0=first, return_eigenvectors=False)[0])
 
 
 @torch.no_grad()

@@ -1,0 +1,214 @@
+"""The command line: each command parses, calls and prints; heavy imports stay inside them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dipa_bench.errors import UserError
+
+app = typer.Typer(
+    help="Fair benchmarks of learned preconditioners for plug-and-play image reconstruction.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+TaskOption = Annotated[str | None, typer.Option(help="Task, e.g. sr; see `list tasks`.")]
+UriOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        help="MLflow store; else MLFLOW_TRACKING_URI, else mlflow.db in this folder.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value, repeatable: problem.size=64, ldipa.train.clip=0.5"),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")]
+StudyOption = Annotated[str | None, typer.Option(help="Only the study of this name.")]
+RulesOption = Annotated[str | None, typer.Option(help="tuned or published.")]
+
+
+@app.command()
+def study(
+    task: TaskOption = None,
+    config: Annotated[
+        str | None, typer.Option(help="Study file (TOML), or name of an embedded one.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Rows to run, with commas; patterns and all work.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials of each method.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="quick (default on a CPU), standard (on a GPU) or paper.")
+    ] = None,
+    rules: RulesOption = None,
+    device: DeviceOption = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the whole study.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study; the same name continues it.")
+    ] = None,
+    sets: SetOption = None,
+    tracking_uri: UriOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say trials, minutes and memory; start nothing.")
+    ] = False,
+) -> None:
+    """Search every method with the same budget, refit the winners, test each once.
+
+    Interrupted, the same command continues where it stopped.
+    """
+    from dipa_bench.cli.study import run
+
+    run(
+        task=task,
+        config=config,
+        methods=methods,
+        trials=trials,
+        preset=preset,
+        rules=rules,
+        device=device,
+        seed=seed,
+        name=name,
+        sets=sets or [],
+        tracking_uri=tracking_uri,
+        dry_run=dry_run,
+    )
+
+
+@app.command()
+def leaderboard(
+    task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
+    format: Annotated[str, typer.Option(help="table, csv, markdown or json.")] = "table",
+    output: Annotated[
+        Path | None, typer.Option(help="Write to this file instead of the terminal.")
+    ] = None,
+    study: StudyOption = None,
+    rules: RulesOption = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Row that differences are taken to [identity].")
+    ] = None,
+    tracking_uri: UriOption = None,
+) -> None:
+    """Rank the methods of a task by test PSNR, from what tracking stored."""
+    from dipa_bench.cli.show import show_leaderboard
+
+    show_leaderboard(task, format, output, study, rules, reference or "identity", tracking_uri)
+
+
+@app.command()
+def dashboard(
+    task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write it [dashboard-<task>.html].")
+    ] = None,
+    study: StudyOption = None,
+    rules: RulesOption = None,
+    tracking_uri: UriOption = None,
+) -> None:
+    """Write one self-contained HTML page with leaderboard, curves and pictures."""
+    from dipa_bench.cli.show import make_dashboard
+
+    make_dashboard(task, output, study, rules, tracking_uri)
+
+
+@app.command()
+def diagnose(
+    task: TaskOption = None,
+    config: Annotated[str | None, typer.Option(help="Study file whose problem to use.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, standard or paper.")] = None,
+    device: DeviceOption = "auto",
+    sets: SetOption = None,
+) -> None:
+    """Say what a preconditioner can do on a task: conditioning, null space, reference PSNRs."""
+    from dipa_bench.cli.inspect import show_diagnosis
+
+    show_diagnosis(task, config, preset, device, sets or [])
+
+
+@app.command("list")
+def list_registered(
+    kind: Annotated[
+        str | None, typer.Argument(help="tasks, methods, priors or datasets; all if left out.")
+    ] = None,
+    pattern: Annotated[str, typer.Argument(help="Shell pattern on the names.")] = "*",
+) -> None:
+    """List what is registered, plug-ins included."""
+    from dipa_bench.cli.inspect import show_registered
+
+    show_registered(kind, pattern)
+
+
+@app.command()
+def rerun(
+    run: Annotated[
+        str, typer.Argument(help="MLflow run id, run folder, or study/method[/trial-0003].")
+    ],
+    device: DeviceOption = "auto",
+    tracking_uri: UriOption = None,
+) -> None:
+    """Repeat any run from its record and say whether its numbers agree (exit code 1 if not)."""
+    from dipa_bench.cli.rerun import repeat_run
+
+    repeat_run(run, device, tracking_uri)
+
+
+@app.command()
+def sync(tracking_uri: UriOption = None) -> None:
+    """Send to MLflow what could not be sent while a study ran."""
+    from dipa_bench.cli.show import send_pending
+
+    send_pending(tracking_uri)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
+    tracking_uri: UriOption = None,
+) -> None:
+    """Start MLflow's own pages on this machine."""
+    from dipa_bench.cli.show import start_ui
+
+    start_ui(port, tracking_uri)
+
+
+@app.command()
+def doctor(tracking_uri: UriOption = None) -> None:
+    """Check versions, device, disk, weights, data and the tracking store."""
+    from dipa_bench.cli.inspect import show_health
+
+    show_health(tracking_uri)
+
+
+def main() -> None:
+    """Runs the command line; users' mistakes end in one line and exit code 2."""
+    try:
+        app(prog_name="dipa-bench")
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        sys.exit(
+            _fail(
+                f"cannot use{place}: {error.strerror or error}; mend that and run the same command "
+                "again, what is finished is kept"
+            )
+        )
+
+
+def _fail(message: str) -> int:
+    one_line = " ".join(message.split())
+    print(f"dipa-bench: {one_line}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""A study's progress on the terminal: bars where there is one, lines everywhere."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bars,
+)
+from rich.text import Text
+
+from dipa_bench.methods import Progress
+from dipa_bench.search.observer import Observer
+from dipa_bench.tracking.records import RunRecord
+
+
+class Terminal(Observer):
+    """Draws a bar for the row's trials and one for the running fit's epochs.
+
+    A context manager. Where standard error is no terminal only finished runs are printed.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        self._trials = self._bars.add_task("", total=None, visible=False)
+        self._epochs = self._bars.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> Terminal:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def method(self, row: str, trials: int, done: int) -> None:
+        self._bars.reset(self._trials, total=trials, completed=done, description=row, visible=True)
+
+    def run(self, kind: str, row: str, number: int) -> None:
+        self._bars.update(self._trials, description=f"{row}, {kind} {number}")
+        self._bars.reset(self._epochs, visible=False)
+
+    def epoch(self, progress: Progress) -> None:
+        self._bars.update(
+            self._epochs,
+            visible=True,
+            total=progress.epochs,
+            completed=progress.epoch,
+            description=f"  epoch: loss {progress.loss:.3g}, validation {progress.psnr:.2f} dB",
+        )
+
+    def ended(self, record: RunRecord) -> None:
+        if record.kind == "trial":
+            self._bars.advance(self._trials)
+        self._bars.update(self._epochs, visible=False)
+        self.message(_line(record))
+
+    def message(self, text: str) -> None:
+        self._console.print(Text(text))
+
+
+def _line(record: RunRecord) -> str:
+    """One line about a run that ended."""
+    what = record.method if record.kind == "method" else f"{record.method}, {record.name}"
+    if record.state != "finished":
+        return f"{what}: {record.state} ({record.reason})"
+    if record.kind == "trial":
+        return (
+            f"{what}: validation {record.metrics['val/psnr']:.2f} dB "
+            f"in {record.metrics['trial/seconds']:.1f} s"
+        )
+    if record.kind == "seed":
+        return (
+            f"{what}: test {record.metrics['test/psnr']:.2f} dB "
+            f"in {record.metrics['trial/seconds']:.1f} s"
+        )
+    return f"{what}: test {record.metrics['test/psnr']:.2f} dB, {_settings(record)}"
+
+
+def _settings(record: RunRecord) -> str:
+    """A winner's parameters, in short."""
+
+    def text(value: object) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    chosen = ", ".join(f"{name}={text(value)}" for name, value in record.params.items())
+    return chosen or "nothing to tune"

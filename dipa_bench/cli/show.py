@@ -1,0 +1,101 @@
+"""Commands that show or send what tracking stored."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from dipa_bench import registry
+from dipa_bench.cli.study import RESULTS
+from dipa_bench.errors import UserError
+from dipa_bench.tracking.connection import StoreUnavailable
+from dipa_bench.tracking.load import load_results
+from dipa_bench.tracking.location import redacted, resolve_uri, ui_command
+from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.store import sync
+
+
+def _load(
+    task: str, study: str | None, rules: str | None, tracking_uri: str | None
+) -> tuple[Results, str]:
+    registry.get("tasks", task)
+    uri = resolve_uri(tracking_uri, Path.cwd())
+    try:
+        return load_results(uri, task, study=study, rules=rules), uri
+    except StoreUnavailable as error:
+        raise UserError(str(error)) from None
+
+
+def show_leaderboard(
+    task: str,
+    format: str,
+    output: Path | None,
+    study: str | None,
+    rules: str | None,
+    reference: str,
+    tracking_uri: str | None,
+) -> None:
+    """Prints or writes the leaderboard; under a table stands the verdict."""
+    from dipa_bench.errors import unknown
+    from dipa_bench.evaluation.leaderboard import leaderboard, verdict
+    from dipa_bench.evaluation.rendering import FORMATS, render
+
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    results, _ = _load(task, study, rules, tracking_uri)
+    board = leaderboard(results, reference=reference)
+    text = render(board, format)
+    if format == "table":
+        text = f"{text}\n{verdict(board, results)}"
+    if output is None:
+        print(text)
+    else:
+        output.write_text(text + "\n", encoding="utf-8")
+        print(f"wrote {output}")
+
+
+def make_dashboard(
+    task: str,
+    output: Path | None,
+    study: str | None,
+    rules: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Writes the dashboard and says where."""
+    from dashboards.page import write_dashboard
+
+    results, _ = _load(task, study, rules, tracking_uri)
+    path = write_dashboard(results, output or Path(f"dashboard-{task}.html"))
+    print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")
+
+
+def send_pending(tracking_uri: str | None) -> None:
+    """Sends every record that the store does not have yet."""
+    uri = resolve_uri(tracking_uri, Path.cwd())
+    try:
+        report = sync(Path.cwd() / RESULTS, uri)
+    except StoreUnavailable as error:
+        raise UserError(str(error)) from None
+    print(f"{redacted(uri)}: {report.sent} runs sent, {report.unchanged} were there already")
+    for failure in report.failed:
+        print(f"not sent: {failure}", file=sys.stderr)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+def start_ui(port: int, tracking_uri: str | None) -> None:
+    """Runs MLflow's server on this machine until it is stopped."""
+    uri = resolve_uri(tracking_uri, Path.cwd())
+    command = ui_command(uri, port)
+    print(f"MLflow on http://127.0.0.1:{port} (store {redacted(uri)}); Ctrl-C stops it", flush=True)
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    try:
+        code = subprocess.call(command, env=environment)
+    except KeyboardInterrupt:
+        return
+    if code:
+        raise typer.Exit(code)

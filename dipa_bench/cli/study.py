@@ -1,0 +1,163 @@
+"""`dipa-bench study`: resolve, claim, run row by row, send, print."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from dipa_bench import devices
+from dipa_bench.cli.progress import Terminal
+from dipa_bench.errors import UserError
+from dipa_bench.search import study_file
+from dipa_bench.search.observer import Observer
+from dipa_bench.search.problem import build_task
+from dipa_bench.search.runs import Row
+from dipa_bench.search.study import claimed, open_bench, run_row, study_folder
+from dipa_bench.search.study_file import StudyFile
+from dipa_bench.tasks.base import Task
+from dipa_bench.tracking.connection import StoreUnavailable
+from dipa_bench.tracking.location import redacted, resolve_uri
+from dipa_bench.tracking.store import Store
+
+RESULTS = "mlruns"
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+
+
+class Sender:
+    """Sends finished methods to MLflow; a store that does not answer is told of once.
+
+    Args:
+        uri: of the store.
+        observer: hears of a store that is away.
+    """
+
+    def __init__(self, uri: str, observer: Observer) -> None:
+        self._observer = observer
+        self.store: Store | None = None
+        try:
+            self.store = Store(uri)
+        except StoreUnavailable as error:
+            self._gone(error)
+
+    def send(self, folder: Path) -> None:
+        """Sends one method's run folder if the store is there."""
+        if self.store is None:
+            return
+        try:
+            for failure in self.store.send_method(folder).failed:
+                self._observer.message(f"not sent: {failure}")
+        except StoreUnavailable as error:
+            self._gone(error)
+
+    def _gone(self, error: StoreUnavailable) -> None:
+        self.store = None
+        self._observer.message(f"{error}; the study goes on, its records are kept")
+
+
+def run(
+    *,
+    task: str | None,
+    config: str | None,
+    methods: str | None,
+    trials: int | None,
+    preset: str | None,
+    rules: str | None,
+    device: str,
+    seed: int | None,
+    name: str | None,
+    sets: Sequence[str],
+    tracking_uri: str | None,
+    dry_run: bool,
+) -> None:
+    """The whole command; see `dipa-bench study --help`."""
+    if task is None and config is None:
+        raise UserError("say what to study: --task sr, or --config FILE")
+    where = devices.resolve(device)
+    raw = study_file.read(task, config)
+    if preset is None and where.type == "cuda" and "preset" not in raw:
+        preset = "standard"
+    study = study_file.resolve(
+        raw,
+        task=task,
+        preset=preset,
+        rules=rules,
+        methods=methods,
+        trials=trials,
+        seed=seed,
+        name=name,
+        sets=sets,
+    )
+    uri = resolve_uri(tracking_uri, Path.cwd())
+    made = build_task(study.task, study.problem, seed=study.seed, device=where)
+    if dry_run:
+        _print_plan(study, made)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        _run_all(study, made, uri)
+    except KeyboardInterrupt:
+        print(f"\nstopped; run the same command to continue study {study.name!r}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    _print_board(study, uri)
+
+
+def _run_all(study: StudyFile, task: Task, uri: str) -> None:
+    root = Path.cwd() / RESULTS
+    folder = study_folder(root, study.name)
+    with claimed(folder), Terminal() as terminal:
+        terminal.message(
+            f"study {study.name!r}: {', '.join(study.methods)} on {devices.describe(task.device)}, "
+            f"{study.rules}, preset {study.preset}"
+        )
+        bench = open_bench(study, root, task)
+        sender = Sender(uri, terminal)
+        for name in study.methods:
+            run_row(bench, Row.of(study, name), terminal)
+            sender.send(folder / name)
+
+
+def _print_board(study: StudyFile, uri: str) -> None:
+    """The leaderboard of this study, as tracking stored it."""
+    from dipa_bench.evaluation.leaderboard import leaderboard, verdict
+    from dipa_bench.evaluation.rendering import render
+    from dipa_bench.tracking.load import load_results
+
+    try:
+        results = load_results(uri, study.task, study=study.name)
+    except StoreUnavailable as error:
+        print(f"no leaderboard yet: {error}", file=sys.stderr)
+        return
+    board = leaderboard(results, reference=study.reference)
+    print(render(board))
+    print(verdict(board, results))
+    print(
+        f"\nsee it: dipa-bench dashboard --task {study.task}, or dipa-bench ui "
+        f"(results in {redacted(uri)})"
+    )
+
+
+def _print_plan(study: StudyFile, task: Task) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dipa_bench.search.plan import plan
+
+    found = plan(study, task)
+    table = Table("method", "trials", "seeds", "minutes", "note", title=f"study {study.name}")
+    for row in found.rows:
+        note = f"skipped: {row.skip}" if row.skip else "fitted" if row.fitted else ""
+        cells = (row.row, str(row.trials), str(row.seeds), f"{row.minutes:.1f}", note)
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{found.trials} trials, about {found.minutes:.1f} minutes and "
+        f"{found.memory / 2**30:.1f} GiB on {devices.describe(task.device)}; nothing was started",
+        markup=False,
+        highlight=False,
+    )

@@ -1,0 +1,25 @@
+"""What a study tells while it runs; the command line draws it, tests listen or stay silent."""
+
+from __future__ import annotations
+
+from dipa_bench.methods import Progress
+from dipa_bench.tracking.records import RunRecord
+
+
+class Observer:
+    """Hears of everything and does nothing; override what is wanted."""
+
+    def method(self, row: str, trials: int, done: int) -> None:
+        """A row's search begins, `done` of its `trials` being there already."""
+
+    def run(self, kind: str, row: str, number: int) -> None:
+        """A trial or a seed begins."""
+
+    def epoch(self, progress: Progress) -> None:
+        """A fit finished an epoch."""
+
+    def ended(self, record: RunRecord) -> None:
+        """A trial, seed or method ended, its record says how."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line."""

@@ -1,0 +1,105 @@
+"""What a study would cost, from a few timed steps, before it starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dipa_bench import devices
+from dipa_bench.preconditioners import Dense, Identity
+from dipa_bench.search.runs import Row
+from dipa_bench.search.study_file import StudyFile
+from dipa_bench.solvers import SolveParameters, build_solver
+from dipa_bench.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One row's share of a study."""
+
+    row: str
+    trials: int
+    seeds: int
+    fitted: bool
+    minutes: float
+    skip: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study is expected to do.
+
+    Attributes:
+        rows: in order.
+        memory: expected peak in bytes, on the device that does the work.
+    """
+
+    rows: list[RowPlan]
+    memory: int
+
+    @property
+    def minutes(self) -> float:
+        return sum(row.minutes for row in self.rows)
+
+    @property
+    def trials(self) -> int:
+        return sum(row.trials for row in self.rows)
+
+
+def plan(study: StudyFile, task: Task) -> Plan:
+    """Times one reconstruction and one training step, and multiplies.
+
+    Pruning is not counted on, so learned rows are usually faster; a fit that does not train by
+    epochs is counted as one pass over the training images.
+    """
+    batch = min(study.budget.batch_size, len(task.images.train))
+    forward = _seconds(task, batch, training=False)
+    training = _seconds(task, batch, training=True)
+    validation, test = len(task.images.validation), task.images.test_count
+    images = min(study.budget.train_images or len(task.images.train), len(task.images.train))
+    rows = []
+    for name in study.methods:
+        row = Row.of(study, name)
+        skip = row.method.skip(task)
+        searched = bool(row.space(task)) and study.rules == "tuned"
+        trials = 0 if skip else study.budget.trials if searched else 1
+        seeds = 0 if skip else study.budget.seeds if row.method.stochastic else 1
+        checks = (study.budget.validation_images or validation) * forward
+        epoch = images * training + checks
+        one_pass = images * forward if row.method.learned else 0.0
+        trial_fit, seed_fit = (
+            epochs * epoch if row.method.stochastic else one_pass
+            for epochs in (study.budget.epochs, study.budget.final_epochs)
+        )
+        seconds = trials * (trial_fit + validation * forward) + seeds * (seed_fit + test * forward)
+        minutes = seconds / 60
+        rows.append(RowPlan(name, trials, seeds, row.method.learned, minutes, skip))
+    return Plan(rows, int(1.2 * devices.peak_memory(task.device)))
+
+
+def _seconds(task: Task, batch: int, *, training: bool) -> float:
+    """Seconds per image of one run, forwards or forwards and back."""
+    images = task.images.train.first(batch)
+    measured = task.measure(images)
+    strength = task.prior.strength.default
+    solver = build_solver(
+        task.solver,
+        task.prior,
+        SolveParameters(strength=strength),
+        iterations=task.iterations,
+        largest=task.largest(),
+    )
+    operator = (Dense(task.shape) if training else Identity()).to(task.device, task.dtype)
+    elapsed = []
+    for _ in range(2):  # the first warms up
+        devices.synchronise(task.device)
+        started = time.perf_counter()
+        with torch.set_grad_enabled(training):
+            estimate = solver.run(measured, task.student, operator).estimate
+            if training:
+                estimate.square().mean().backward()
+        devices.synchronise(task.device)
+        elapsed.append(time.perf_counter() - started)
+    return elapsed[-1] / len(images)

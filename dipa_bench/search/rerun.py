@@ -1,0 +1,132 @@
+"""Repeating any run from its record alone."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dipa_bench import digests
+from dipa_bench.errors import UserError
+from dipa_bench.learning.teachers import TeacherCache
+from dipa_bench.search.problem import build_task
+from dipa_bench.search.runs import Row, Workbench, run_seed, run_trial
+from dipa_bench.search.study_file import StudyFile
+from dipa_bench.tracking import records
+from dipa_bench.tracking.environment import describe
+from dipa_bench.tracking.records import RunRecord
+
+COMPARED = ("val/psnr", "test/psnr", "test/ssim")
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A run beside its repetition.
+
+    Attributes:
+        figures: name, then recorded and repeated value (None where one lacks it).
+        state: recorded and repeated.
+        differences: facts of the environment that differ: name, then recorded and present.
+    """
+
+    figures: dict[str, tuple[float | None, float | None]]
+    state: tuple[str, str]
+    differences: dict[str, tuple[object, object]]
+
+    def agrees(self, tolerance: float = 0.0) -> bool:
+        """Whether every recorded figure came out again, to `tolerance` dB."""
+        return self.state[0] == self.state[1] and all(
+            None not in pair and abs(pair[0] - pair[1]) <= tolerance
+            for pair in self.figures.values()
+        )
+
+
+def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
+    """Runs what `record` describes once more, in a temporary folder.
+
+    A trial that was pruned is run without pruning and compared epoch by epoch as far as it got. A
+    method's record stands for its seeds: all are run again and averaged.
+
+    Args:
+        record: of a trial, a seed or a method.
+        root: the results folder, whose cached teachers are used where they fit.
+        device: where to run.
+
+    Raises:
+        UserError: the images are not those of the record, or the run was never fitted.
+    """
+    if record.state in ("running", "interrupted", "skipped"):
+        raise UserError(f"{record.name} is {record.state}: there is nothing to compare with")
+    study = StudyFile.model_validate(record.study_file)
+    task = build_task(study.task, study.problem, seed=study.seed, device=device)
+    if task.images.digest != record.data_digest:
+        raise UserError(
+            f"the images of {study.problem.dataset or task.spec.dataset!r} are not those of the "
+            f"record (digest {task.images.digest}, recorded {record.data_digest})"
+        )
+    row = Row.of(study, record.method)
+    teachers = TeacherCache(records.studies_root(root) / ".teachers")
+    with tempfile.TemporaryDirectory(prefix="dipa-rerun-") as scratch:
+        bench = Workbench(study, task, Path(scratch), teachers, describe(device))
+        again = _again(bench, row, record)
+    now = dict(bench.environment)
+    return Repeat(
+        figures=_paired(record, again),
+        state=(record.state, "pruned" if record.state == "pruned" else again[0].state),
+        differences={
+            name: (value, now.get(name))
+            for name, value in record.environment.items()
+            if now.get(name) != value and not name.startswith("git_")
+        },
+    )
+
+
+def _again(bench: Workbench, row: Row, record: RunRecord) -> list[RunRecord]:
+    if record.kind == "trial":
+        blank = record.model_copy(update={"state": "running", "metrics": {}, "series": {}})
+        return [run_trial(bench, row, blank, bench.folder / "trial").record]
+    count = int(record.metrics.get("search/seeds", 1)) if record.kind == "method" else 1
+    found = []
+    for number in range(count):
+        which = number if record.kind == "method" else record.number
+        seed = digests.seed(bench.study.seed, row.name, "seed", which)
+        blank = bench.blank("seed", row, which, seed).model_copy(update={"params": record.params})
+        images = bench.task.images.test(f"rerun of {record.study} / {record.method}, seed {which}")
+        found.append(run_seed(bench, row, blank, bench.folder / f"seed-{which}", images).record)
+    return found
+
+
+def _paired(
+    record: RunRecord, again: list[RunRecord]
+) -> dict[str, tuple[float | None, float | None]]:
+    def mean(name: str) -> float | None:
+        values = [run.metrics.get(name) for run in again]
+        return None if None in values else sum(values) / len(values)
+
+    pairs = {
+        name: (record.metrics[name], mean(name)) for name in COMPARED if name in record.metrics
+    }
+    if record.kind == "method":
+        pairs.pop("val/psnr", None)  # of the winning trial, not of its seeds
+    if record.state == "pruned":
+        later = dict(again[0].series.get("val/psnr_by_epoch", []))
+        for epoch, value in record.series.get("val/psnr_by_epoch", []):
+            pairs[f"val/psnr at epoch {epoch}"] = (value, later.get(epoch))
+    return pairs
+
+
+def find(run: str, root: Path) -> Path | None:
+    """The run folder that `run` names: a path, or ``study/method[/trial-0003]`` below `root`."""
+    for place in (Path(run), records.studies_root(root) / run):
+        if (place / records.RECORD).is_file():
+            return place
+        if place.is_file() and place.name == records.RECORD:
+            return place.parent
+    return None
+
+
+def tolerance(device: torch.device) -> float:
+    """Largest difference in dB that still counts as agreement: none on a CPU, 0.01 on a GPU."""
+    return 0.0 if device.type == "cpu" else 0.01
