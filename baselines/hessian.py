@@ -59,7 +59,7 @@ class InverseHessian(Preconditioner):
     def forward(self, gradient: Tensor, state: State) -> Tensor:
         physics = state.physics
         if has_closed_form(physics, gradient.shape):
-            zero = torch.zeros_like(state.measurement)
+            zero = state.measurement.new_zeros(len(gradient), *state.measurement.shape[1:])
             return physics.prox_l2(gradient / self.mu, zero, gamma=1 / self.mu)
         return self._solve(gradient, physics)
 

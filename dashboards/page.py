@@ -17,14 +17,8 @@ from markupsafe import Markup
 from dashboards import figures, pictures
 from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
-from dipa_bench.evaluation.leaderboard import (
-    image_rows,
-    leaderboard,
-    p_text,
-    plain,
-    short,
-    verdict,
-)
+from dipa_bench.evaluation.leaderboard import image_rows, leaderboard, verdict
+from dipa_bench.evaluation.rendering import p_text, plain, short
 from dipa_bench.evaluation.statistics import image_scores
 from dipa_bench.tracking.results import Results
 

@@ -59,7 +59,7 @@ def train(
     task: Task,
     context: FitContext,
 ) -> None:
-    """Minimises `loss` over the preconditioner's parameters and leaves the best of all epochs in it.
+    """Minimises `loss` over the preconditioner's parameters and keeps the best epoch's.
 
     Best means highest validation PSNR; the initial operator competes as epoch 0.
 

@@ -84,6 +84,9 @@ class Preconditioner(nn.Module):
     def dense(self, shape: tuple[int, int, int], state: State) -> Tensor:
         """The n x n matrix of a linear P for images of `shape` (C, H, W), n = C H W.
 
+        P is applied to the unit images as batches of their own size, so a linear operator takes
+        nothing that belongs to single images (points, gradients) from `state`.
+
         Raises:
             UserError: P is not linear.
         """

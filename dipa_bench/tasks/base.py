@@ -100,7 +100,7 @@ class Task:
     iterations: int = 10
     noise: float = 0.0
     seed: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     _largest: dict[float | None, float] = field(default_factory=dict, repr=False)
     _teachers: dict[float, LinearPhysics] = field(default_factory=dict, repr=False)

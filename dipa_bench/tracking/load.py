@@ -20,16 +20,11 @@ import pandas as pd
 
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.tracking import records
+from dipa_bench.tracking.connection import connect, guarded
+from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
 from dipa_bench.tracking.results import Results
-from dipa_bench.tracking.store import (
-    connect,
-    decode,
-    experiment_name,
-    guarded,
-    redacted,
-    sqlite_path,
-)
+from dipa_bench.tracking.wording import decode, experiment_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

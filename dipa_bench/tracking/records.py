@@ -4,7 +4,7 @@ A *run folder* holds one ``record.json`` and the run's files. Run folders nest o
 (one method in one study) is the parent of its *trial* runs (the search) and *seed* runs (the winner
 refitted and tested)::
 
-    <root>/studies/<study>/<method>/record.json           kind "method"
+    <root>/studies/<study>/<method>/record.json             kind "method"
     <root>/studies/<study>/<method>/trial-0003/record.json  kind "trial"
     <root>/studies/<study>/<method>/seed-0/record.json      kind "seed"
 
@@ -58,7 +58,7 @@ class RunRecord(BaseModel):
     preset: str = ""
     title: str = Field("", description="the method in words")
     operator: str = Field("", description="kind of operator: identity, scalar, dense, none, ...")
-    rule: str = Field("", description="learning rule: analytic, closed form, greedy, distilled, ...")
+    rule: str = Field("", description="learning rule: none, closed form, greedy, distilled, ...")
     learned: bool = False
     params: dict[str, Scalar] = Field(default_factory=dict, description="flat hyper-parameters")
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -108,7 +108,7 @@ def read(folder: Path) -> RunRecord:
     try:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"no run record in {folder}: give a run folder or an MLflow run id") from None
+        raise UserError(f"no run record in {folder}: give a run folder or a run id") from None
     except (ValidationError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(

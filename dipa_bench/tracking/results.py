@@ -21,8 +21,8 @@ class Results:
             start (the winner's), params (dict, the winner's), run_id, started (epoch seconds).
         images: study, method, seed, image, subject, psnr, ssim; test images only.
         curves: study, method, seed, image, iteration, psnr, residual, step_norm.
-        trials: study, method, number, state, value (validation PSNR or NaN), seconds, params (dict),
-            reason.
+        trials: study, method, number, state, value (validation PSNR or NaN), seconds,
+            params (dict), reason.
         pictures: (study, method) to {"original/<image>" | "measurement/<image>" |
             "reconstruction/<image>": H x W array in [0, 1]}.
         operators: (study, method) to the learned operator as an n x n matrix.

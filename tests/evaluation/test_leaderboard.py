@@ -13,7 +13,8 @@ import pytest
 from scipy import stats
 
 from dipa_bench.errors import UserError
-from dipa_bench.evaluation.leaderboard import leaderboard, render, verdict
+from dipa_bench.evaluation.leaderboard import leaderboard, verdict
+from dipa_bench.evaluation.rendering import render
 from dipa_bench.tracking.results import Results
 
 PROMISED = {

@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dipa_bench.tracking import records
+from dipa_bench.tracking.connection import connect
+from dipa_bench.tracking.location import sqlite_uri
 from dipa_bench.tracking.records import RunRecord
-from dipa_bench.tracking.store import connect, sqlite_uri
 
 TASK = "sr"
 STATES = ("finished", "pruned", "diverged", "failed", "interrupted", "running", "finished")

@@ -13,8 +13,10 @@ import pytest
 
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import load, records
+from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.load import find_run, load_results
-from dipa_bench.tracking.store import StoreUnavailable, sqlite_path, sqlite_uri, sync
+from dipa_bench.tracking.location import sqlite_path, sqlite_uri
+from dipa_bench.tracking.store import sync
 
 
 def fill(folder: Path, database: Path, hand: SimpleNamespace) -> str:

@@ -25,23 +25,17 @@ from mlflow.entities import Run
 
 import dipa_bench
 from dipa_bench.errors import UserError
-from dipa_bench.tracking import records, store
-from dipa_bench.tracking.store import (
-    Store,
-    StoreUnavailable,
-    SyncReport,
-    connect,
-    decode,
-    encode,
-    experiment_name,
+from dipa_bench.tracking import ledger, records
+from dipa_bench.tracking.connection import StoreUnavailable, connect, guarded
+from dipa_bench.tracking.location import (
     redacted,
     resolve_uri,
     sqlite_path,
     sqlite_uri,
-    sync,
-    thinned,
     ui_command,
 )
+from dipa_bench.tracking.store import Store, SyncReport, sync
+from dipa_bench.tracking.wording import decode, encode, experiment_name, thinned
 
 RUNS = 2 + 7 + 2  # methods, trials, seeds
 
@@ -70,7 +64,8 @@ def closed_port() -> int:
 
 def test_the_default_is_what_mlflow_itself_opens_and_is_made_quietly(root: Path) -> None:
     code = (
-        "import pathlib; from dipa_bench.tracking.store import Store, resolve_uri; "
+        "import pathlib; from dipa_bench.tracking.location import resolve_uri; "
+        "from dipa_bench.tracking.store import Store; "
         "print(Store(resolve_uri(None, pathlib.Path.cwd())).uri); "
         "import mlflow; print(mlflow.get_tracking_uri())"
     )
@@ -250,7 +245,7 @@ def test_nothing_is_sent_twice(root: Path, uri: str) -> None:
 def test_notes_of_what_was_sent_lost_or_damaged_make_no_duplicates(root: Path, uri: str) -> None:
     sync(root, uri)
     before = {run.info.run_id for run in runs_of(uri)}
-    notes = sorted(root.rglob(store.SENT))
+    notes = sorted(root.rglob(ledger.SENT))
     assert len(notes) == RUNS
     notes[0].unlink()
     notes[1].write_text("{")
@@ -271,7 +266,7 @@ def test_a_crash_before_the_note_makes_no_duplicate(
         patch.setattr(Store, "_log", crash)  # between create_run and log_batch
         sync(root, uri)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store, "_write_json", crash)  # all sent, nothing noted
+        patch.setattr(ledger, "write_note", crash)  # all sent, nothing noted
         sync(root, uri)
     assert len(runs_of(uri)) == 1
     sync(root, uri)
@@ -458,7 +453,7 @@ def test_a_dead_database_server_is_told_soon(closed_port: int) -> None:
 
 def test_the_users_own_patience_is_left_alone(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
-    with store.guarded(uri):
+    with guarded(uri):
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
         assert "MLFLOW_HTTP_REQUEST_TIMEOUT" in os.environ
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"

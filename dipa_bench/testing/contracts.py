@@ -1,0 +1,250 @@
+"""The contracts of preconditioners, priors and methods as pytest classes."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from dipa_bench import parameters, registry
+from dipa_bench.evaluation.evaluate import evaluate
+from dipa_bench.learning import lmmse
+from dipa_bench.learning.teachers import TeacherCache
+from dipa_bench.methods import Budget, FitContext, Method, Reconstructor
+from dipa_bench.preconditioners import Preconditioner, State
+from dipa_bench.priors import user
+from dipa_bench.priors.base import Prior
+from dipa_bench.tasks.base import Task
+from dipa_bench.testing.problems import small_task
+
+SHAPES = [(1, 16, 16), (1, 12, 20)]
+
+
+def linearised(task: Task, batch: int = 3, seed: int = 0) -> State:
+    """A state of iteration 1 with every field set, at a random point."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def image() -> torch.Tensor:
+        return torch.rand(batch, *task.shape, generator=generator).to(task.device, task.dtype)
+
+    point, before = image(), image()
+    measurement = task.student.A(image())
+    residual = task.student.A(point) - measurement
+    earlier = task.student.A_adjoint(task.student.A(before) - measurement)
+    return State(
+        iteration=1,
+        iterate=point,
+        point=point,
+        measurement=measurement,
+        physics=task.student,
+        previous_point=before,
+        residual=residual,
+        gradient=task.student.A_adjoint(residual),
+        previous_gradient=earlier,
+    )
+
+
+class PreconditionerContract:
+    """Subclass and override `make`."""
+
+    def make(self, task: Task) -> Preconditioner:
+        """A preconditioner for images of the task's shape."""
+        raise NotImplementedError
+
+    def on(self, task: Task) -> Preconditioner:
+        return self.make(task).to(task.device, task.dtype)
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_keeps_shape_and_dtype(self, shape: tuple, dtype: torch.dtype) -> None:
+        task = small_task(shape=shape, dtype=dtype)
+        state = linearised(task)
+        direction = self.on(task)(state.gradient, state)
+        assert direction.shape == state.gradient.shape
+        assert direction.dtype == dtype
+        assert torch.isfinite(direction).all()
+
+    def test_treats_each_image_by_itself(self) -> None:
+        task = small_task(dtype=torch.float64)
+        state, operator = linearised(task), self.on(task)
+        whole = operator(state.gradient, state)
+        for index in range(3):
+            part = slice(index, index + 1)
+            alone = replace(
+                state,
+                **{
+                    name: getattr(state, name)[part]
+                    for name in (
+                        "iterate",
+                        "point",
+                        "measurement",
+                        "previous_point",
+                        "residual",
+                        "gradient",
+                        "previous_gradient",
+                    )
+                },
+            )
+            torch.testing.assert_close(operator(alone.gradient, alone), whole[part])
+
+    def test_can_be_replayed(self) -> None:
+        task = small_task()
+        state, operator = linearised(task), self.on(task)
+        before = state.gradient.clone()
+        first = operator(state.gradient, state)
+        assert torch.equal(first, operator(state.gradient, state))
+        assert torch.equal(before, state.gradient)
+
+    def test_linear_means_linear(self) -> None:
+        task = small_task(dtype=torch.float64)
+        operator, state = self.on(task), linearised(task)
+        if not operator.linear:
+            pytest.skip("not linear")
+        other = torch.randn(state.gradient.shape, dtype=torch.float64)
+        both = operator(2 * state.gradient + other, state)
+        parts = 2 * operator(state.gradient, state) + operator(other, state)
+        torch.testing.assert_close(both, parts, rtol=1e-5, atol=1e-8)
+
+    def test_dense_is_the_action(self) -> None:
+        task = small_task(dtype=torch.float64)
+        operator, state = self.on(task), linearised(task)
+        if not operator.linear:
+            pytest.skip("not linear")
+        matrix = operator.dense(task.shape, state)
+        expected = operator(state.gradient, state).flatten(1)
+        found = state.gradient.flatten(1) @ matrix.T
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+    def test_bound_is_the_largest_eigenvalue(self) -> None:
+        task = small_task(dtype=torch.float64)
+        operator, state = self.on(task), linearised(task)
+        bound = operator.spectral_bound(task.largest())
+        if bound is None:
+            pytest.skip("no closed form")
+        size = task.images.train.pixels[0].numel()
+        eye = torch.eye(size, dtype=torch.float64).reshape(size, *task.shape)
+        normal = task.student.A_adjoint(task.student.A(eye)).reshape(size, size)
+        product = operator.dense(task.shape, state) @ normal
+        largest = torch.linalg.eigvals(product).real.max().item()
+        assert bound == pytest.approx(largest, rel=1e-3)
+
+    def test_state_round_trips(self) -> None:
+        task = small_task()
+        operator, fresh = self.on(task), self.on(task)
+        state = linearised(task)
+        fresh.load_state_dict(operator.state_dict())
+        assert torch.equal(fresh(state.gradient, state), operator(state.gradient, state))
+
+
+class PriorContract:
+    """Subclass and set `name` to a registered prior, ``module:function`` or a weights file."""
+
+    name: ClassVar[str]
+
+    def make(self, dtype: torch.dtype = torch.float32) -> Prior:
+        return user.build(self.name).to(dtype=dtype)
+
+    def test_keeps_shape(self) -> None:
+        batch = torch.rand(2, 1, 17, 20, generator=torch.Generator().manual_seed(0))
+        prior = self.make()
+        assert prior(batch, prior.strength.default).shape == batch.shape
+
+    def test_treats_each_image_by_itself(self) -> None:
+        prior = self.make()
+        batch = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        levels = prior.strength.default * torch.tensor([0.5, 1.0, 2.0]).view(-1, 1, 1, 1)
+        whole = prior(batch, levels)
+        for index in range(3):
+            alone = prior(batch[index : index + 1], levels[index].item())
+            torch.testing.assert_close(alone, whole[index : index + 1], rtol=1e-4, atol=1e-5)
+
+    def test_gradients_pass(self) -> None:
+        prior = self.make(torch.float64)
+        if not prior.differentiable:
+            pytest.skip("says that it is not differentiable")
+        generator = torch.Generator().manual_seed(0)
+        point = torch.rand(1, 1, 8, 8, generator=generator, dtype=torch.float64)
+        toward = torch.randn(point.shape, generator=generator, dtype=torch.float64)
+
+        def value(x: torch.Tensor) -> torch.Tensor:
+            return (prior(x, prior.strength.default) * toward).sum()
+
+        point.requires_grad_()
+        (slope,) = torch.autograd.grad(value(point), point)
+        small = 1e-6
+        with torch.no_grad():
+            difference = value(point + small * toward) - value(point - small * toward)
+        expected = difference / (2 * small)
+        torch.testing.assert_close((slope * toward).sum(), expected, rtol=1e-3, atol=1e-5)
+
+
+class MethodContract:
+    """Subclass and set `name` to a registered method."""
+
+    name: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]] = ("sr",)
+
+    @property
+    def method(self) -> Method:
+        return registry.get("methods", self.name)
+
+    def fit(self, task: Task, folder: Path, seed: int = 0) -> Reconstructor:
+        method = self.method
+        values = parameters.defaults(method.parameters, task.solver, task)
+        context = FitContext(
+            seed=seed,
+            budget=Budget(epochs=1, batch_size=3),
+            teachers=TeacherCache(folder),
+            lmmse=lmmse.fit,
+        )
+        return method.fit(task, parameters.build(method.parameters, values), context)
+
+    def each_task(self, **settings: object) -> list[Task]:
+        made = [small_task(name, **settings) for name in self.tasks]
+        fitting = [task for task in made if self.method.skip(task) is None]
+        if not fitting:
+            pytest.skip("applies to none of the tasks")
+        return fitting
+
+    def test_describes_itself(self) -> None:
+        method = self.method
+        assert method.title and method.summary and method.operator and method.rule
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize("solver", ["pnp-fista", "red-fista"])
+    def test_reconstructs(self, shape: tuple, solver: str) -> None:
+        for task in self.each_task(shape=shape, solver=solver):
+            with tempfile.TemporaryDirectory() as folder:
+                reconstructor = self.fit(task, Path(folder))
+            found = evaluate(reconstructor, task, task.images.validation, record=True).check()
+            assert found.estimates.shape == task.images.validation.pixels.shape
+            assert len(found.curve_table(0)) >= len(found.images)
+
+    def test_fit_is_deterministic(self) -> None:
+        for task in self.each_task():
+            results = []
+            for _ in range(2):
+                with tempfile.TemporaryDirectory() as folder:
+                    reconstructor = self.fit(task, Path(folder))
+                results.append(evaluate(reconstructor, task, task.images.validation).estimates)
+            assert torch.equal(*results)
+
+    def test_treats_each_image_by_itself(self) -> None:
+        for task in self.each_task(dtype=torch.float64):
+            with tempfile.TemporaryDirectory() as folder:
+                reconstructor = self.fit(task, Path(folder))
+            measured = task.measure(task.images.validation)
+            with torch.no_grad():
+                whole = reconstructor.run(measured, task.student).estimate
+                alone = reconstructor.run(measured[1:2], task.student).estimate
+            torch.testing.assert_close(alone, whole[1:2])
+
+    def test_published_settings_are_valid(self) -> None:
+        for task in self.each_task():
+            method = self.method
+            values = parameters.defaults(method.parameters, task.solver, task)
+            parameters.build(method.parameters, values | method.published(task))
