@@ -14,6 +14,7 @@ from dipa_bench.errors import unknown
 
 _CAPTION = "± is half the width of the 95% interval over test subjects; p of the paired difference"
 
+
 def render(board: pd.DataFrame, format: str = "table") -> str:
     """The board as text.
 

