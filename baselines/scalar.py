@@ -33,15 +33,16 @@ class ScalarSteps(Preconditioner):
         return self.steps[min(state.iteration, len(self.steps) - 1)] * gradient
 
 
-def greedy_step(energy: float, curvature: float, size: float) -> float:
-    """Energy / curvature, and 1 for gradients that vanish.
+def greedy_step(energy: float, curvature: float, size: float, otherwise: float) -> float:
+    """Energy / curvature, and `otherwise` for gradients that vanish.
 
     Args:
         energy: sum of ||g_j||^2.
         curvature: sum of g_j^T A^T A g_j.
         size: what counts as large, in the unit of `energy`.
+        otherwise: an absolute step.
     """
-    return energy / curvature if energy > NEGLIGIBLE * size and curvature > 0 else 1.0
+    return energy / curvature if energy > NEGLIGIBLE * size and curvature > 0 else otherwise
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def fit(task: Task, parameters: SolverOnly, context: FitContext) -> Iterative:
         states = [solver.linearise(state) for state in states]
         energy = sum(state.gradient.square().sum().item() for state in states)
         curvature = sum(physics.A(state.gradient).abs().square().sum().item() for state in states)
-        operator.steps[iteration] = unit * greedy_step(energy, curvature, size) if energy else 1.0
+        operator.steps[iteration] = unit * greedy_step(energy, curvature, size, 1 / largest)
         states = [solver.advance(state, operator) for state in states]
     return reconstructor
 

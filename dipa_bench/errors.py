@@ -18,6 +18,20 @@ class Pruned(Exception):
     """The search stopped a fit early because others were ahead; not a failure."""
 
 
+def brief(error: BaseException, kind: bool = True) -> str:
+    """An exception in one line: its kind, unless told otherwise, and its message's first line.
+
+    Args:
+        error: any exception.
+        kind: whether the exception's class is named.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else ""
+    if not kind and first:
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 def unknown(kind: str, value: str, valid: Iterable[str]) -> UserError:
     """A `UserError` for a name that is not known, with the nearest valid one.
 

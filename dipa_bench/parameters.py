@@ -14,9 +14,10 @@ study files and MLflow's params all come from this declaration.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import NoneType
+from typing import Any, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -24,13 +25,14 @@ from pydantic.fields import FieldInfo
 from dipa_bench.errors import UserError, unknown
 
 Value = bool | int | float | str | None
+SCALARS = ("bool", "int", "float", "str")  # branches of `Value` in pydantic's errors
 
 
 class Parameters(BaseModel):
-    """Base of every parameter model: frozen, strict about names, finite numbers only."""
+    """Base of every parameter model: frozen, strict about names and types, finite numbers only."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, strict=True
     )
 
 
@@ -102,7 +104,9 @@ class Declared:
 
     @property
     def integer(self) -> bool:
-        return self.field.annotation is int
+        """Whether it holds whole numbers only (or None)."""
+        kinds = set(get_args(self.field.annotation)) or {self.field.annotation}
+        return kinds <= {int, NoneType} and int in kinds
 
 
 def declared(model: type[Parameters], solver: str, prefix: str = "") -> Iterator[Declared]:
@@ -139,6 +143,11 @@ def space(model: type[Parameters], solver: str, ranges: Ranges) -> dict[str, Sea
     return result
 
 
+def integers(model: type[Parameters]) -> set[str]:
+    """Names of the parameters that hold whole numbers only."""
+    return {item.path for item in declared(model, "red-fista") if item.integer}
+
+
 def build(model: type[Parameters], values: Mapping[str, Value]) -> Any:
     """An instance of `model` from flat dotted `values`.
 
@@ -163,9 +172,22 @@ def build(model: type[Parameters], values: Mapping[str, Value]) -> Any:
         raise UserError(first_problem(error)) from None
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first complaint of a pydantic error in one line that names key, value and cure."""
-    problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"][:1].lower() + problem["msg"][1:]
-    return f"{path} = {problem['input']!r}: {message}"
+def first_problem(error: ValidationError, above: Sequence[str] = ()) -> str:
+    """The first complaint of a pydantic error in one line that names key, value and cure.
+
+    Args:
+        error: what pydantic found.
+        above: the keys above those that pydantic names.
+    """
+    problems = error.errors()
+    problem = next((found for found in problems if found["type"] == "finite_number"), problems[0])
+    place, message = list(problem["loc"]), problem["msg"][:1].lower() + problem["msg"][1:]
+    if len(place) > 1 and place[-1] in SCALARS and place[-1] != place[-2]:  # a union's branch
+        place.pop()
+        if problem["type"] != "finite_number":
+            message = "give a number, a text, true or false"
+    if problem["type"] in ("model_type", "dict_type"):
+        message = "input should be a table of keys and values"
+    path = ".".join(str(part) for part in (*above, *place))
+    value = repr(problem["input"])
+    return f"{path} = {value if len(value) <= 80 else value[:80] + '...'}: {message}"

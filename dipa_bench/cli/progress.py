@@ -76,7 +76,7 @@ class Terminal(Observer):
         self.message(_line(record))
 
     def message(self, text: str) -> None:
-        self._console.print(Text(text))
+        self._console.print(Text("".join(c if c.isprintable() else " " for c in text)))
 
 
 def _line(record: RunRecord) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from dipa_bench import devices
-from dipa_bench.cli.study import RESULTS
+from dipa_bench.cli.console import RESULTS
 from dipa_bench.errors import UserError
 from dipa_bench.search import rerun
 from dipa_bench.tracking import records

@@ -10,8 +10,8 @@ from pathlib import Path
 import typer
 
 from dipa_bench import registry
-from dipa_bench.cli.study import RESULTS
-from dipa_bench.errors import UserError
+from dipa_bench.cli.console import RESULTS
+from dipa_bench.errors import UserError, unknown
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.load import load_results
 from dipa_bench.tracking.location import redacted, resolve_uri, ui_command
@@ -22,7 +22,8 @@ from dipa_bench.tracking.store import sync
 def _load(
     task: str, study: str | None, rules: str | None, tracking_uri: str | None
 ) -> tuple[Results, str]:
-    registry.get("tasks", task)
+    if task not in registry.names("tasks"):  # without importing it
+        raise unknown("task", task, registry.names("tasks"))
     uri = resolve_uri(tracking_uri, Path.cwd())
     try:
         return load_results(uri, task, study=study, rules=rules), uri
@@ -40,7 +41,6 @@ def show_leaderboard(
     tracking_uri: str | None,
 ) -> None:
     """Prints or writes the leaderboard; under a table stands the verdict."""
-    from dipa_bench.errors import unknown
     from dipa_bench.evaluation.leaderboard import leaderboard, verdict
     from dipa_bench.evaluation.rendering import FORMATS, render
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from dipa_bench import devices
+from dipa_bench.cli.console import RESULTS, Stopped, add_row, new_table, wide_console
 from dipa_bench.cli.progress import Terminal
 from dipa_bench.errors import UserError
 from dipa_bench.search import study_file
@@ -22,9 +20,6 @@ from dipa_bench.tasks.base import Task
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.location import redacted, resolve_uri
 from dipa_bench.tracking.store import Store
-
-RESULTS = "mlruns"
-INTERRUPTED = 130  # the shell's code for Ctrl-C
 
 
 class Sender:
@@ -96,16 +91,18 @@ def run(
     if dry_run:
         _print_plan(study, made)
         return
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        _run_all(study, made, uri)
+        complete = _run_all(study, made, uri)
     except KeyboardInterrupt:
-        print(f"\nstopped; run the same command to continue study {study.name!r}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    _print_board(study, uri)
+        raise Stopped(f"stopped; run the same command to continue study {study.name!r}") from None
+    if complete:
+        _print_board(study, uri)
+    else:
+        print("no leaderboard: the results were not all sent, `dipa-bench sync` sends them")
 
 
-def _run_all(study: StudyFile, task: Task, uri: str) -> None:
+def _run_all(study: StudyFile, task: Task, uri: str) -> bool:
+    """Runs every row; says whether the store is there for their leaderboard."""
     root = Path.cwd() / RESULTS
     folder = study_folder(root, study.name)
     with claimed(folder), Terminal() as terminal:
@@ -118,6 +115,7 @@ def _run_all(study: StudyFile, task: Task, uri: str) -> None:
         for name in study.methods:
             run_row(bench, Row.of(study, name), terminal)
             sender.send(folder / name)
+    return sender.store is not None
 
 
 def _print_board(study: StudyFile, uri: str) -> None:
@@ -141,23 +139,16 @@ def _print_board(study: StudyFile, uri: str) -> None:
 
 
 def _print_plan(study: StudyFile, task: Task) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from dipa_bench.search.plan import plan
 
     found = plan(study, task)
-    table = Table("method", "trials", "seeds", "minutes", "note", title=f"study {study.name}")
+    table = new_table("method", "trials", "seeds", "minutes", "note", title=f"study {study.name}")
     for row in found.rows:
         note = f"skipped: {row.skip}" if row.skip else "fitted" if row.fitted else ""
-        cells = (row.row, str(row.trials), str(row.seeds), f"{row.minutes:.1f}", note)
-        table.add_row(*(Text(cell) for cell in cells))
-    console = Console()
+        add_row(table, row.row, row.trials, row.seeds, f"{row.minutes:.1f}", note)
+    console = wide_console()
     console.print(table)
     console.print(
         f"{found.trials} trials, about {found.minutes:.1f} minutes and "
-        f"{found.memory / 2**30:.1f} GiB on {devices.describe(task.device)}; nothing was started",
-        markup=False,
-        highlight=False,
+        f"{found.memory / 2**30:.1f} GiB on {devices.describe(task.device)}; nothing was started"
     )

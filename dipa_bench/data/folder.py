@@ -66,6 +66,8 @@ def _read(path: Path) -> np.ndarray:
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"image {path} cannot be read ({first}): mend or remove it") from None
+    if picture.ndim == 3 and picture.shape[-1] == 2:  # gray with transparency, on white
+        picture = picture[..., 1] * picture[..., 0] + 1 - picture[..., 1]
     if picture.ndim == 3 and picture.shape[-1] == 4:
         picture = rgba2rgb(picture)
     if picture.ndim == 3 and picture.shape[-1] == 3:

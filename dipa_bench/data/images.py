@@ -34,7 +34,7 @@ class ImageSet:
     def __post_init__(self) -> None:
         if not len(self.pixels) == len(self.names) == len(self.subjects):
             raise ValueError("pixels, names and subjects differ in length")
-        if len(self.pixels) and (self.pixels.min() < 0 or self.pixels.max() > 1):
+        if len(self.pixels) and not (self.pixels.min() >= 0 and self.pixels.max() <= 1):
             raise ValueError("pixels are outside [0, 1]")
 
     def __len__(self) -> int:

@@ -118,8 +118,10 @@ def _controls(task: Task, teachers: TeacherCache) -> dict[str, float]:
     fit: Callable = lmmse.fit
     context = FitContext(seed=0, budget=Budget(), teachers=teachers, lmmse=fit)
     found = {}
-    for name in registry.names("methods"):
-        method = registry.get("methods", name)
+    for method in registry.describe("methods"):
+        if isinstance(method, registry.Broken):
+            continue
+        name = method.name
         if method.parameters is NoParameters and method.skip(task) is None:
             reconstructor = method.fit(task, NoParameters(), context)
             images = task.images.validation

@@ -36,8 +36,10 @@ class DistillParameters(Parameters):
         Search(choices=("imit", "sup")),
     ] = "imit"
     weight_gradient: Annotated[
-        float, Field(ge=0, description="weight of L_grad"), Search(1e-4, 1.0, log=True)
-    ] = 1.0
+        float,
+        Field(ge=0, description="weight of L_grad; the published 1 drowns a mean over pixels"),
+        Search(1e-4, 1.0, log=True),
+    ] = 1e-3
     weight_target: Annotated[float, Field(ge=0, description="weight of L_imit or L_sup")] = 1.0
     weight_mismatch: Annotated[
         float,
@@ -141,7 +143,7 @@ def published_ldipa(task: Task) -> dict[str, Value]:
         "distill.target": "imit",
         "distill.weight_gradient": 1.0,
         "distill.weight_mismatch": 1e-3,
-        "train.learning_rate": 1e-3,
+        "train.learning_rate": 1e-4,
     }
 
 

@@ -27,8 +27,8 @@ class TrainParameters(Parameters):
     """How the optimiser steps; epochs and batch size are the study's budget."""
 
     learning_rate: Annotated[
-        float, Field(gt=0, description="of the optimiser"), Search(1e-4, 1e-2, log=True)
-    ] = 1e-3
+        float, Field(gt=0, description="of the optimiser"), Search(5e-5, 1e-3, log=True)
+    ] = 5e-4
     optimizer: Annotated[
         Literal["adam", "adamw"], Field(description="adam, or adamw with weight decay")
     ] = "adam"
@@ -93,7 +93,7 @@ def train(
             value = loss(Batch(place, measured[place], truth[place]))
             number = value.item()
             first = number if first is None else first
-            if not math.isfinite(number) or number > EXPLODED * max(first, 1e-6):
+            if not math.isfinite(number) or number > EXPLODED * max(abs(first), 1e-6):
                 raise Diverged(f"training loss {number:.3g} in epoch {epoch} (first: {first:.3g})")
             optimizer.zero_grad(set_to_none=True)
             value.backward()

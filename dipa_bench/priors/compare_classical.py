@@ -59,19 +59,18 @@ class Wavelet:
     shifts: int = 4
 
     def __call__(self, noisy: np.ndarray, sigma: float) -> np.ndarray:
-        return restoration.cycle_spin(
-            noisy,
-            func=restoration.denoise_wavelet,
-            max_shifts=self.shifts,
-            func_kw={
-                "sigma": self.scale * sigma,
-                "wavelet": self.wavelet,
-                "mode": self.mode,
-                "method": self.method,
-                "rescale_sigma": False,
-            },
-            num_workers=1,
-        )
+        total = np.zeros_like(noisy)
+        shifts = list(product(range(self.shifts + 1), repeat=2))
+        for shift in shifts:
+            moved = restoration.denoise_wavelet(
+                np.roll(noisy, shift, axis=(0, 1)),
+                sigma=self.scale * sigma,
+                wavelet=self.wavelet,
+                mode=self.mode,
+                method=self.method,
+            )
+            total += np.roll(moved, (-shift[0], -shift[1]), axis=(0, 1))
+        return total / len(shifts)
 
 
 @dataclass(frozen=True)
@@ -107,14 +106,17 @@ class Bilateral:
     def __call__(self, noisy: np.ndarray, sigma: float) -> np.ndarray:
         lowest = noisy.min()  # the filter refuses negative images and ignores a shift
         filtered = restoration.denoise_bilateral(
-            noisy - lowest, sigma_color=self.color * sigma, sigma_spatial=self.spatial
+            noisy - lowest,
+            sigma_color=self.color * sigma,
+            sigma_spatial=self.spatial,
+            mode="symmetric",
         )
         return filtered + lowest
 
 
 def classical_grid() -> Iterator[Denoise]:
     """Every classical setting of the wide search."""
-    for h, fast in product((0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (False, True)):
+    for h, fast in product((0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4), (False, True)):
         yield NonLocalMeans(h, fast)
     for h in (0.4, 0.5, 0.6, 0.7, 0.8):  # a wider search with larger patches
         yield NonLocalMeans(h, fast=True, patch=7, distance=11)
@@ -126,7 +128,7 @@ def classical_grid() -> Iterator[Denoise]:
         yield TotalVariation(weight)
     for weight, isotropic in product((0.5, 0.7, 0.9, 1.2, 1.6, 2.2, 3.0), (True, False)):
         yield SplitBregman(weight, isotropic)
-    for color, spatial in product((1.0, 1.5, 2.0, 3.0, 4.0), (1.0, 1.5, 2.0, 3.0)):
+    for color, spatial in product((1.0, 1.5, 2.0, 2.5, 3.0, 4.0), (0.7, 1.0, 1.5, 2.0, 3.0)):
         yield Bilateral(color, spatial)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dipa_bench import registry
-from dipa_bench.errors import UserError
+from dipa_bench.errors import UserError, brief
 from dipa_bench.priors.base import SCALE, SIGMA, Prior, Scaled, probe
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -39,7 +39,8 @@ def build(name: str) -> Prior:
         probe(prior)
     except Exception as error:
         raise UserError(
-            f"prior {name!r} is no gray denoiser: on a 2 x 1 x 16 x 16 batch in [0, 1], {error}"
+            f"prior {name!r} is no gray denoiser: on a 2 x 1 x 16 x 16 batch in [0, 1], "
+            f"{brief(error, kind=not isinstance(error, ValueError))}"
         ) from None
     return prior
 
@@ -52,9 +53,9 @@ def _from_function(name: str) -> Prior:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
-            f"prior {name!r} cannot be imported ({type(error).__name__}: {error}): give "
+            f"prior {name!r} cannot be imported ({brief(error)}): give "
             "module:function, importable from this folder"
         ) from None
     finally:
@@ -87,7 +88,7 @@ def _source_digest(denoiser: Callable) -> str:
     try:
         text = inspect.getsource(inspect.getmodule(target))
     except (OSError, TypeError):
-        text = repr(target)
+        text = f"{target.__module__}.{getattr(target, '__qualname__', type(target))}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -12,7 +12,9 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 
+from dipa_bench.errors import UserError
 from dipa_bench.tracking import records
+from dipa_bench.tracking.records import RunRecord
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal.log"
@@ -23,11 +25,56 @@ ENDED = {
     "failed": TrialState.FAIL,
     "interrupted": TrialState.FAIL,
 }
+CURVE = "val/psnr_by_epoch"
 
 
 def trial_folder(folder: Path, number: int) -> Path:
     """Run folder of a trial below its method's."""
     return folder / f"trial-{number:04d}"
+
+
+def trial_records(folder: Path) -> list[RunRecord]:
+    """Records of all trials of a row, by number.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    found = [records.read(place) for place in records.children(folder)]
+    trials = [record for record in found if record.kind == "trial"]
+    return sorted(trials, key=lambda record: record.number)
+
+
+def open_study(
+    folder: Path, space: Mapping[str, BaseDistribution], sampler: optuna.samplers.BaseSampler
+) -> optuna.Study:
+    """The search of one row, created or continued; the caller holds the study's lock.
+
+    The trials' records are written before the journal hears of them. So a journal that is damaged,
+    or knows less than they do, is set aside and made again from them. Trials that a dead process
+    left running get the state of their record if they had ended, else they are marked interrupted;
+    their draws come again.
+
+    Args:
+        folder: the method's run folder.
+        space: the search space.
+        sampler: for new trials.
+
+    Raises:
+        UserError: a record is damaged, or the journal's trials were drawn from other ranges.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / JOURNAL
+    for stale in folder.glob(f"{JOURNAL}.lock*"):  # a killed process may have held it
+        stale.unlink(missing_ok=True)
+    ended = trial_records(folder)
+    study = _opened(path, sampler)
+    if study is None or not _agrees(study, ended):
+        _set_aside(path)
+        study = _create(path, sampler)
+        _restore(study, ended, space)
+    _same_ranges(study, space)
+    _close_running(study, folder)
+    return study
 
 
 def is_sound(path: Path) -> bool:
@@ -36,55 +83,61 @@ def is_sound(path: Path) -> bool:
     if raw and not raw.endswith(b"\n"):
         return False
     try:
-        return all(isinstance(json.loads(line), dict) for line in raw.splitlines())
-    except ValueError:
+        return all("op_code" in json.loads(line) for line in raw.splitlines())
+    except (ValueError, TypeError):
         return False
 
 
-def open_study(
-    folder: Path, space: Mapping[str, BaseDistribution], sampler: optuna.samplers.BaseSampler
-) -> optuna.Study:
-    """The search of one row, created or continued.
+def _opened(path: Path, sampler: optuna.samplers.BaseSampler) -> optuna.Study | None:
+    """The study in a journal, a new one where there is none yet, or None for a damaged one."""
+    if path.exists() and not is_sound(path):
+        return None
+    try:
+        return _create(path, sampler)
+    except OSError:
+        raise
+    except Exception:  # whole lines that make no sense fail in many ways
+        return None
 
-    A damaged journal is set aside and made again from the trials' records, which are written
-    before the journal hears of them. Trials that a dead process left running get the state of
-    their record if they had ended, else they are marked interrupted and their parameters queued.
 
-    Args:
-        folder: the method's run folder.
-        space: the search space.
-        sampler: for new trials.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / JOURNAL
-    damaged = path.exists() and not is_sound(path)
-    if damaged:
-        aside = path.with_name(f"{JOURNAL}.damaged-{len(list(folder.glob(f'{JOURNAL}.damaged*')))}")
-        path.rename(aside)
-        log.warning("damaged journal set aside as %s; made again from the trials' records", aside)
+def _create(path: Path, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         backend = optuna.storages.journal.JournalFileBackend(str(path))
-        study = optuna.create_study(
-            study_name=folder.name,
+        return optuna.create_study(
+            study_name=path.parent.name,
             storage=optuna.storages.JournalStorage(backend),
             direction="maximize",
             sampler=sampler,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
             load_if_exists=True,
         )
-    if damaged:
-        _restore(study, folder, space)
-    _close_running(study, folder, space)
-    return study
 
 
-def _restore(study: optuna.Study, folder: Path, space: Mapping[str, BaseDistribution]) -> None:
-    for place in records.children(folder):
-        record = records.read(place)
-        if record.kind != "trial":
-            continue
+def _agrees(study: optuna.Study, ended: list[RunRecord]) -> bool:
+    """Whether a journal knows every trial of which there is a record."""
+    trials = study.get_trials(deepcopy=False)
+    for record in ended:
+        if record.number >= len(trials):
+            return False
+        state = trials[record.number].state
+        if state not in (TrialState.RUNNING, ENDED.get(record.state, TrialState.FAIL)):
+            return False
+    return True
+
+
+def _set_aside(path: Path) -> None:
+    count = len(list(path.parent.glob(f"{path.name}.damaged*")))
+    aside = path.with_name(f"{path.name}.damaged-{count}")
+    path.rename(aside)
+    log.warning("damaged journal set aside as %s; made again from the trials' records", aside)
+
+
+def _restore(
+    study: optuna.Study, ended: list[RunRecord], space: Mapping[str, BaseDistribution]
+) -> None:
+    for record in ended:
         while len(study.get_trials(deepcopy=False)) < record.number:  # its record never was
             study.add_trial(create_trial(state=TrialState.FAIL))
         params = {name: record.params[name] for name in space if name in record.params}
@@ -95,41 +148,37 @@ def _restore(study: optuna.Study, folder: Path, space: Mapping[str, BaseDistribu
                 value=record.metrics.get("val/psnr") if state == TrialState.COMPLETE else None,
                 params=params,
                 distributions={name: space[name] for name in params},
-                intermediate_values=dict(record.series.get("val/psnr_by_epoch", [])),
+                intermediate_values={step: value for step, value in record.series.get(CURVE, [])},
             )
         )
-        if record.state == "running":
-            _interrupt(study, place, record, params)
 
 
-def _close_running(
-    study: optuna.Study, folder: Path, space: Mapping[str, BaseDistribution]
-) -> None:
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+def _same_ranges(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
+    """A newer version of a method may search elsewhere; one search cannot mix the two."""
+    for trial in study.get_trials(deepcopy=False):
+        for name, found in trial.distributions.items():
+            if name not in space or space[name] != found:
+                raise UserError(
+                    f"the trials of {study.study_name!r} searched {name} in {found}, which is now "
+                    f"{space.get(name, 'not searched')}: give another --name"
+                )
+
+
+def _close_running(study: optuna.Study, folder: Path) -> None:
+    for trial in study.get_trials(deepcopy=False):
         place = trial_folder(folder, trial.number)
         record = records.read(place) if (place / records.RECORD).exists() else None
-        if record is not None and record.state in ENDED and record.state != "interrupted":
+        if record is not None and record.state == "running":
+            reason = "the process ended before the trial did; it is run again"
+            record = record.model_copy(update={"state": "interrupted", "reason": reason})
+            records.write(place, record)
+        if trial.state == TrialState.RUNNING and record is not None:
             tell(study, trial.number, record)
-            continue
-        study.tell(trial.number, state=TrialState.FAIL)
-        params = {name: value for name, value in trial.params.items() if name in space}
-        params = params or dict(trial.system_attrs.get("fixed_params", {}))
-        _interrupt(study, place, record, params)
+        elif trial.state == TrialState.RUNNING:
+            study.tell(trial.number, state=TrialState.FAIL)
 
 
-def _interrupt(
-    study: optuna.Study, place: Path, record: records.RunRecord | None, params: dict
-) -> None:
-    """Queues the parameters of an interrupted trial again and marks its record."""
-    if params:
-        study.enqueue_trial(params)
-    if record is not None:
-        reason = "the process ended; its parameters were queued again"
-        ended = record.model_copy(update={"state": "interrupted", "reason": reason})
-        records.write(place, ended)
-
-
-def tell(study: optuna.Study, number: int, record: records.RunRecord) -> None:
+def tell(study: optuna.Study, number: int, record: RunRecord) -> None:
     """Tells the journal how a trial ended, from its record."""
     state = ENDED[record.state]
     value = record.metrics["val/psnr"] if state == TrialState.COMPLETE else None

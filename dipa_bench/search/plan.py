@@ -62,8 +62,9 @@ def plan(study: StudyFile, task: Task) -> Plan:
     rows = []
     for name in study.methods:
         row = Row.of(study, name)
-        skip = row.method.skip(task)
-        searched = bool(row.space(task)) and study.rules == "tuned"
+        obstacle = row.obstacle(task)
+        skip = obstacle[1] if obstacle else None
+        searched = not skip and bool(row.space(task)) and study.rules == "tuned"
         trials = 0 if skip else study.budget.trials if searched else 1
         seeds = 0 if skip else study.budget.seeds if row.method.stochastic else 1
         checks = (study.budget.validation_images or validation) * forward

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dipa_bench import digests
-from dipa_bench.errors import UserError
+from dipa_bench.errors import UserError, brief
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.search.problem import build_task
 from dipa_bench.search.runs import Row, Workbench, run_seed, run_trial
@@ -59,7 +59,9 @@ def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
     """
     if record.state in ("running", "interrupted", "skipped"):
         raise UserError(f"{record.name} is {record.state}: there is nothing to compare with")
-    study = StudyFile.model_validate(record.study_file)
+    if record.kind == "method" and record.state != "finished":
+        raise UserError(f"{record.name} is {record.state}: give one of its trials or seeds")
+    study = _study_of(record)
     task = build_task(study.task, study.problem, seed=study.seed, device=device)
     if task.images.digest != record.data_digest:
         raise UserError(
@@ -83,10 +85,23 @@ def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
     )
 
 
+def _study_of(record: RunRecord) -> StudyFile:
+    """The study that a record describes."""
+    try:
+        study = StudyFile.model_validate(record.study_file)
+    except ValueError as error:
+        raise UserError(
+            f"the record of {record.name} holds no study that this version reads ({brief(error)})"
+        ) from None
+    if record.method not in study.methods:
+        raise UserError(f"the record of {record.name} lacks its own row {record.method!r}")
+    return study
+
+
 def _again(bench: Workbench, row: Row, record: RunRecord) -> list[RunRecord]:
     if record.kind == "trial":
         blank = record.model_copy(update={"state": "running", "metrics": {}, "series": {}})
-        return [run_trial(bench, row, blank, bench.folder / "trial").record]
+        return [run_trial(bench, row, blank, bench.folder / "trial")]
     count = int(record.metrics.get("search/seeds", 1)) if record.kind == "method" else 1
     found = []
     for number in range(count):
@@ -94,7 +109,7 @@ def _again(bench: Workbench, row: Row, record: RunRecord) -> list[RunRecord]:
         seed = digests.seed(bench.study.seed, row.name, "seed", which)
         blank = bench.blank("seed", row, which, seed).model_copy(update={"params": record.params})
         images = bench.task.images.test(f"rerun of {record.study} / {record.method}, seed {which}")
-        found.append(run_seed(bench, row, blank, bench.folder / f"seed-{which}", images).record)
+        found.append(run_seed(bench, row, blank, bench.folder / f"seed-{which}", images))
     return found
 
 

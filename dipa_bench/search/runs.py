@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import re
 import time
-import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from traceback import format_exception
 
-import torch
-from safetensors.torch import save_file
+from optuna.distributions import BaseDistribution
+from safetensors import SafetensorError
 
 from dipa_bench import devices, parameters, registry
 from dipa_bench.data.images import ImageSet
-from dipa_bench.errors import Diverged, Pruned, UserError
+from dipa_bench.errors import Diverged, Pruned, UserError, brief
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
-from dipa_bench.methods import Budget, FitContext, Method, Progress, Reconstructor
+from dipa_bench.methods import Budget, FitContext, Method, Progress
 from dipa_bench.parameters import Value
+from dipa_bench.search.kept import count_parameters, curves_of, keep_run, notes_of
+from dipa_bench.search.sampling import distribution
 from dipa_bench.search.study_file import BudgetSpec, MethodSpec, StudyFile
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
-LARGEST_MATRIX = 4096  # pixels: 64 MiB of float32 as a dense picture of P
+STORAGE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", "EPERM")}
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in the words of safetensors, which is Rust
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,49 @@ class Row:
         for name, spec in self.spec.search.items():
             found[name] = parameters.Search(spec.low, spec.high, spec.log, tuple(spec.choices))
         return {name: search for name, search in found.items() if name not in self.spec.set}
+
+    def distributions(self, task: Task) -> dict[str, BaseDistribution]:
+        """The same for Optuna."""
+        whole = parameters.integers(self.method.parameters)
+        return {
+            name: distribution(search, name in whole) for name, search in self.space(task).items()
+        }
+
+    def known(self, task: Task) -> list[dict[str, Value]]:
+        """Points that a search tries first: the defaults, and the published settings.
+
+        Of each, what the search's ranges admit; a point that adds nothing is left out.
+        """
+        space, points = self.space(task), []
+        for values in (self.defaults(task), relative(self.published(task), task.largest())):
+            point = {
+                name: values[name]
+                for name, search in space.items()
+                if name in values and search.admits(values[name])
+            }
+            if point and point not in points:
+                points.append(point)
+        return points
+
+    def obstacle(self, task: Task) -> tuple[str, str] | None:
+        """Why there is nothing to search: the state and reason of the method's record, or None."""
+        try:
+            reason = self.method.skip(task)
+            self.published(task)
+            self.space(task)
+        except Exception as error:  # a stranger's functions may fail in any way
+            return "failed", brief(error, kind=not isinstance(error, UserError))
+        return ("skipped", brief(Exception(reason), kind=False)) if reason else None
+
+
+def relative(values: dict[str, Value], largest: float) -> dict[str, Value]:
+    """Absolute step and weight in the units of a search: 1/lambda_max and lambda_max."""
+    if values.get("solve.units") != "absolute":
+        return values
+    found = values | {"solve.step": values["solve.step"] * largest}
+    if "solve.weight" in values:
+        found["solve.weight"] = values["solve.weight"] / largest
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,15 +161,6 @@ def _once(function: Callable) -> Callable:
     return call
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A run's record, and what it made if it finished."""
-
-    record: RunRecord
-    reconstructor: Reconstructor | None = None
-    evaluation: Evaluation | None = None
-
-
 def run_trial(
     bench: Workbench,
     row: Row,
@@ -127,10 +168,13 @@ def run_trial(
     place: Path,
     report: Callable[[int, float], None] = lambda step, value: None,
     progress: Callable[[Progress], None] = lambda progress: None,
-) -> Outcome:
-    """Fits and validates; the record at `place` says how it ended.
+) -> RunRecord:
+    """Fits and validates; the record, also written at `place`, says how it ended.
 
     Never raises for what a method does wrong: divergence and exceptions become the record's state.
+
+    Raises:
+        OSError: a disk that is full or read-only; the record stays that of a running trial.
     """
     images = bench.task.images.validation
     return _run(bench, row, record, place, images, "val", report, progress)
@@ -143,7 +187,7 @@ def run_seed(
     place: Path,
     images: ImageSet,
     progress: Callable[[Progress], None] = lambda progress: None,
-) -> Outcome:
+) -> RunRecord:
     """Fits with the final budget and tests on `images`, keeping curves and the operator."""
     return _run(bench, row, record, place, images, "test", lambda step, value: None, progress)
 
@@ -157,12 +201,11 @@ def _run(
     split: str,
     report: Callable[[int, float], None],
     progress: Callable[[Progress], None],
-) -> Outcome:
+) -> RunRecord:
     records.write(place, record)
-    final = split == "test"
     context = FitContext(
         seed=record.seed,
-        budget=_budget(bench.study.budget, final),
+        budget=_budget(bench.study.budget, split == "test"),
         teachers=bench.teachers,
         lmmse=bench.lmmse,
         report=report,
@@ -170,51 +213,81 @@ def _run(
         folder=place,
     )
     started = time.perf_counter()
-    reconstructor = evaluation = None
-    update: dict = {"state": "finished"}
     metrics: dict[str, float] = {}
+    series: dict = {}
+    update: dict = {"state": "finished"}
     try:
-        values = parameters.build(row.method.parameters, record.params)
-        reconstructor = row.method.fit(bench.task, values, context)
-        devices.synchronise(bench.task.device)
-        metrics["fit/seconds"] = time.perf_counter() - started
-        evaluation = evaluate(
-            reconstructor, bench.task, images, record=final, with_ssim=final
-        ).check()
-        metrics |= evaluation.metrics(split)
-        metrics["parameters"] = float(count_parameters(reconstructor))
-        if final:
-            _keep(place, record, reconstructor, evaluation)
-    except Pruned as stop:
-        update = {"state": "pruned", "reason": str(stop) or "others were ahead at this epoch"}
-    except Diverged as stop:
-        update = {"state": "diverged", "reason": str(stop)}
-    except (UserError, OSError):
-        raise
+        evaluation = _fit_and_measure(bench, row, record, place, images, split, context, metrics)
+        series = curves_of(context, evaluation)
     except KeyboardInterrupt:
         stopped = {"state": "interrupted", "reason": "stopped by the user", "finished": time.time()}
         records.write(place, record.model_copy(update=stopped))
         raise
-    except Exception as error:  # a method may fail in any way; the study goes on
-        first = (str(error).splitlines() or [""])[0]
-        update = {"state": "failed", "reason": f"{type(error).__name__}: {first}"}
-        (place / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    except (Exception, SystemExit) as error:  # a method may fail in any way; the study goes on
+        update = _ending(error, place)
+        with suppress(Exception):  # what a broken fit noted may be broken as well
+            series = curves_of(context, None)
     metrics["fit/peak_memory"] = float(devices.peak_memory(bench.task.device))
     metrics["trial/seconds"] = time.perf_counter() - started
-    series = dict(context.series)
-    if evaluation is not None and evaluation.curves is not None:
-        series |= curve_means(evaluation)
     done = record.model_copy(
         update=update
         | {
             "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
-            "series": {name: thinned(points) for name, points in series.items()},
-            "notes": record.notes | context.notes,
+            "series": series,
+            "notes": notes_of(context) | record.notes,
             "finished": time.time(),
         }
     )
     records.write(place, done)
-    return Outcome(done, reconstructor, evaluation)
+    return done
+
+
+def _fit_and_measure(
+    bench: Workbench,
+    row: Row,
+    record: RunRecord,
+    place: Path,
+    images: ImageSet,
+    split: str,
+    context: FitContext,
+    metrics: dict[str, float],
+) -> Evaluation:
+    """Fits, measures, fills `metrics`, and keeps the files of a tested seed."""
+    final = split == "test"
+    started = time.perf_counter()
+    values = parameters.build(row.method.parameters, record.params)
+    reconstructor = row.method.fit(bench.task, values, context)
+    devices.synchronise(bench.task.device)
+    metrics["fit/seconds"] = time.perf_counter() - started
+    found = evaluate(reconstructor, bench.task, images, record=final, with_ssim=final).check()
+    metrics |= found.metrics(split)
+    if not math.isfinite(metrics[f"{split}/psnr"]):
+        raise Diverged(
+            f"the mean PSNR is {metrics[f'{split}/psnr']}: a reconstruction is the truth"
+        )
+    metrics["parameters"] = float(count_parameters(reconstructor))
+    if final:
+        keep_run(place, record.number, row.method, reconstructor, found, bench.task)
+    return found
+
+
+def _ending(error: BaseException, place: Path) -> dict[str, str]:
+    """State and reason of a run that `error` ended.
+
+    Raises:
+        OSError: a disk that is full or read-only is no fault of the method: the study stops.
+    """
+    if isinstance(error, Pruned):
+        return {"state": "pruned", "reason": brief(error, kind=False)}
+    if isinstance(error, Diverged):
+        return {"state": "diverged", "reason": brief(error, kind=False)}
+    if isinstance(error, OSError) and error.errno in STORAGE:
+        raise error
+    if isinstance(error, SafetensorError) and (found := OS_ERROR.search(str(error))):
+        code = int(found.group(1))
+        raise OSError(code, os.strerror(code), str(place)) from error
+    (place / "traceback.txt").write_text("".join(format_exception(error)), encoding="utf-8")
+    return {"state": "failed", "reason": brief(error, kind=not isinstance(error, UserError))}
 
 
 def _budget(spec: BudgetSpec, final: bool) -> Budget:
@@ -224,57 +297,3 @@ def _budget(spec: BudgetSpec, final: bool) -> Budget:
         validation_images=spec.validation_images,
         batch_size=spec.batch_size,
     )
-
-
-def _keep(
-    place: Path, record: RunRecord, reconstructor: Reconstructor, evaluation: Evaluation
-) -> None:
-    evaluation.image_table(record.number).to_parquet(place / "images.parquet", index=False)
-    evaluation.curve_table(record.number).to_parquet(place / "curves.parquet", index=False)
-    operator = reconstructor.preconditioner
-    state = {} if operator is None else operator.state_dict()
-    if state:
-        plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        save_file(plain, place / "operator.safetensors")
-
-
-def count_parameters(reconstructor: Reconstructor) -> int:
-    """Numbers in the operator's state: its parameters and fitted buffers."""
-    operator = reconstructor.preconditioner
-    return 0 if operator is None else sum(part.numel() for part in operator.state_dict().values())
-
-
-def curve_means(evaluation: Evaluation) -> dict[str, list[tuple[int, float]]]:
-    """Mean PSNR and residual over the images at each iteration."""
-    from dipa_bench.evaluation.metrics import psnr_of_mse
-
-    curves = evaluation.curves
-    quality = psnr_of_mse(curves.mse).mean(1)
-    residual = curves.residual.mean(1)
-    return {
-        "psnr_by_iteration": list(enumerate(quality.tolist())),
-        "residual_by_iteration": list(enumerate(residual.tolist())),
-    }
-
-
-def thinned(points: list[tuple[int, float]], most: int = 100) -> list[tuple[int, float]]:
-    """At most `most` finite points, the first and the last among them."""
-    finite = [(int(step), float(value)) for step, value in points if math.isfinite(value)]
-    if len(finite) <= most:
-        return finite
-    index = torch.linspace(0, len(finite) - 1, most).round().long().tolist()
-    return [finite[i] for i in index]
-
-
-def keep_matrix(place: Path, row: Row, outcome: Outcome, task: Task) -> None:
-    """Writes a learned linear operator with at least n numbers as its dense matrix."""
-    operator = outcome.reconstructor.preconditioner
-    size = math.prod(task.shape)
-    wanted = row.method.learned and operator is not None and operator.linear
-    if not wanted or not size <= count_parameters(outcome.reconstructor) or size > LARGEST_MATRIX:
-        return
-    solver = getattr(outcome.reconstructor, "solver", None)
-    measured = task.measure(task.images.validation.first(1))
-    state = solver.start(measured, task.student, operator)
-    matrix = operator.dense(task.shape, state).cpu().float().contiguous()
-    save_file({"P": matrix}, place / "matrix.safetensors")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -34,18 +36,26 @@ def distribution(search: Search, integer: bool = False) -> BaseDistribution:
 class NumberedSampler(BaseSampler):
     """Draws that depend on (study seed, row, index of the trial, finished trials) and nothing else.
 
-    Below `TPE_FROM` the draw is the index-th point of a scrambled Sobol sequence, from there on
-    TPE's with a seed of its own for each trial, so that a resumed search goes on as if it had never
-    stopped.
+    The first draws are the known points. Below `TPE_FROM` the draw is the index-th point of a
+    scrambled Sobol sequence, from there on TPE's with a seed of its own for each trial. So a
+    resumed search goes on as if it had never stopped, and a trial that a dead process left behind
+    is drawn again as it was.
 
     Args:
         space: parameter to distribution.
         seed: of this row's search.
+        known: points to try first; what one leaves open comes from the Sobol sequence.
     """
 
-    def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
+    def __init__(
+        self,
+        space: Mapping[str, BaseDistribution],
+        seed: int,
+        known: Sequence[Mapping[str, Value]] = (),
+    ) -> None:
         self._space = dict(space)
         self._seed = seed
+        self._known = tuple(known)
         self.index = 0
 
     def infer_relative_search_space(
@@ -56,11 +66,11 @@ class NumberedSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if self.index < TPE_FROM:
-            return sobol_point(search_space, self.index, self._seed)
-        tpe = self._tpe()
-        names = tpe.infer_relative_search_space(study, trial)
-        return tpe.sample_relative(study, trial, {**search_space, **names})
+        if self.index < max(TPE_FROM, len(self._known)):
+            known = self._known[self.index] if self.index < len(self._known) else {}
+            return sobol_point(self._space, self.index, self._seed) | dict(known)
+        open_ones = {name: found for name, found in search_space.items() if not found.single()}
+        return self._tpe().sample_relative(study, trial, open_ones)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
@@ -69,7 +79,9 @@ class NumberedSampler(BaseSampler):
 
     def _tpe(self) -> TPESampler:
         seed = digests.seed(self._seed, self.index) % 2**32
-        return TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
 
 
 def sobol_point(space: Mapping[str, BaseDistribution], index: int, seed: int) -> dict[str, Value]:
@@ -90,7 +102,12 @@ def _at(found: BaseDistribution, u: float) -> Value:
     if isinstance(found, CategoricalDistribution):
         return found.choices[int(u * len(found.choices))]
     low, high = found.low, found.high
-    value = low * (high / low) ** u if found.log else low + (high - low) * u
     if isinstance(found, IntDistribution):
-        return min(int(low + (high + 1 - low) * u) if not found.log else round(value), high)
-    return min(max(value, low), high)
+        edges = (low - 0.5, high + 0.5) if found.log else (low, high + 1)
+        value = _between(*edges, u, found.log)
+        return min(max(round(value) if found.log else int(value // 1), low), high)
+    return min(max(_between(low, high, u, found.log), low), high)
+
+
+def _between(low: float, high: float, u: float, log: bool) -> float:
+    return low * (high / low) ** u if log else low + (high - low) * u

@@ -12,26 +12,25 @@ from pathlib import Path
 
 import optuna
 import pandas as pd
-from optuna.trial import TrialState
-from safetensors.torch import save_file
 
 from dipa_bench import digests
-from dipa_bench.errors import Pruned, UserError
+from dipa_bench.errors import Pruned, UserError, brief
 from dipa_bench.evaluation import statistics
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Value
 from dipa_bench.search import journal
+from dipa_bench.search.kept import SHOWN
 from dipa_bench.search.observer import Observer
-from dipa_bench.search.runs import Outcome, Row, Workbench, keep_matrix, run_seed, run_trial
-from dipa_bench.search.sampling import NumberedSampler, distribution
+from dipa_bench.search.runs import Row, Workbench, run_seed, run_trial
+from dipa_bench.search.sampling import NumberedSampler
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.environment import describe
+from dipa_bench.tracking.files import write_json
 from dipa_bench.tracking.records import RunRecord
 
 STUDY = "study.json"
-PICTURES = 4  # test images whose reconstructions are kept
 
 
 def study_folder(root: Path, name: str) -> Path:
@@ -47,21 +46,38 @@ def open_bench(study: StudyFile, root: Path, task: Task) -> Workbench:
     """
     folder = study_folder(root, study.name)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / STUDY
+    path, kept = folder / STUDY, study
     if path.exists():
-        _agree(StudyFile.model_validate_json(path.read_text(encoding="utf-8")), study)
-    path.write_text(study.model_dump_json(indent=1), encoding="utf-8")
+        old = read_study(folder)
+        _agree(old, study)
+        kept = study.model_copy(update={"methods": old.methods | study.methods})
+    write_json(path, kept.model_dump(mode="json"))
     teachers = TeacherCache(records.studies_root(root) / ".teachers")
     return Workbench(study, task, folder, teachers, describe(task.device))
+
+
+def read_study(folder: Path) -> StudyFile:
+    """The resolved study kept in a study's folder, with every row it ever had.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / STUDY
+    try:
+        return StudyFile.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"damaged study file {path} ({brief(error)}): move it away to continue with the "
+            "settings you give"
+        ) from None
 
 
 def _agree(old: StudyFile, new: StudyFile) -> None:
     """Raises `UserError` unless `new` continues `old`."""
     before, after = _flat(old.identity()), _flat(new.identity())
-    shared = set(old.methods) & set(new.methods)
-    for name in sorted(shared):
-        before[f"methods.{name}"] = old.methods[name].model_dump(mode="json")
-        after[f"methods.{name}"] = new.methods[name].model_dump(mode="json")
+    for name in sorted(set(old.methods) & set(new.methods)):
+        before |= _flat(old.methods[name].model_dump(mode="json"), f"methods.{name}.")
+        after |= _flat(new.methods[name].model_dump(mode="json"), f"methods.{name}.")
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             raise UserError(
@@ -107,20 +123,16 @@ def run_row(bench: Workbench, row: Row, observer: Observer) -> RunRecord:
     Returns:
         The method's record: finished, skipped, or diverged/failed where no trial finished.
     """
-    folder = bench.folder / row.name
-    reason = row.method.skip(bench.task)
-    if reason:
-        return _conclude(folder, bench.blank("method", row), observer, "skipped", reason)
-    record = bench.blank("method", row)
+    folder, record = bench.folder / row.name, bench.blank("method", row)
+    obstacle = row.obstacle(bench.task)
+    if obstacle:
+        return _conclude(folder, record, observer, *obstacle)
     records.write(folder, record)
     trials = _search(bench, row, folder, observer)
     finished = [trial for trial in trials if trial.state == "finished"]
     if not finished:
-        states = ", ".join(sorted({trial.state for trial in trials}))
-        reason = f"none of {len(trials)} trials finished ({states}): {trials[-1].reason}"
-        ended = "diverged" if any(trial.state == "diverged" for trial in trials) else "failed"
-        return _conclude(folder, record, observer, ended, reason)
-    winner = max(finished, key=lambda trial: (trial.metrics["val/psnr"], -trial.number))
+        return _conclude(folder, record, observer, *_why_none(trials))
+    winner = max(finished, key=lambda trial: (trial.metrics["val/psnr"], -_index(trial)))
     record = record.model_copy(
         update={
             "params": winner.params,
@@ -133,6 +145,17 @@ def run_row(bench: Workbench, row: Row, observer: Observer) -> RunRecord:
         }
     )
     return _test(bench, row, folder, record, observer)
+
+
+def _why_none(trials: list[RunRecord]) -> tuple[str, str]:
+    """State and reason of a method of which no trial finished."""
+    states = sorted({trial.state for trial in trials})
+    reasons = list(dict.fromkeys(str(trial.reason) for trial in trials))
+    state = "diverged" if "diverged" in states else "failed"
+    if len(reasons) == 1:
+        return state, f"all {len(trials)} trials {'/'.join(states)}: {reasons[0]}"
+    why = f"none of {len(trials)} trials finished ({', '.join(states)}), the last: {reasons[-1]}"
+    return state, why
 
 
 def _conclude(
@@ -152,28 +175,29 @@ def planned_trials(row: Row, bench: Workbench) -> int:
 
 
 def _search(bench: Workbench, row: Row, folder: Path, observer: Observer) -> list[RunRecord]:
-    """Runs the trials that are still missing; returns the records of all that count."""
+    """Runs the trials that are still missing; returns the records of all that count, by index."""
     task, wanted = bench.task, planned_trials(row, bench)
     published = bench.study.rules == "published"
-    space = {} if published else row.space(task)
-    distributions = {name: distribution(search) for name, search in space.items()}
-    sampler = NumberedSampler(distributions, digests.seed(bench.study.seed, row.name, "search"))
-    study = journal.open_study(folder, distributions, sampler)
+    distributions = {} if published else row.distributions(task)
     fixed = row.published(task) if published else row.defaults(task)
-    if space:
-        _enqueue_known(study, row, task, fixed, space)
-    ended = _counted(study, folder)
+    seed = digests.seed(bench.study.seed, row.name, "search")
+    known = row.known(task) if distributions else ()
+    sampler = NumberedSampler(distributions, seed, known)
+    study = journal.open_study(folder, distributions, sampler)
+    ended = _counted(folder)
     observer.method(row.name, wanted, len(ended))
-    while len(ended) < wanted:
-        sampler.index = len(ended)
+    for index in range(wanted):
+        if index in ended:
+            continue
+        sampler.index = index
         trial = study.ask(distributions)
-        seed = digests.seed(bench.study.seed, row.name, "trial", len(ended))
+        seed = digests.seed(bench.study.seed, row.name, "trial", index)
         record = bench.blank("trial", row, trial.number, seed)
         record = record.model_copy(
-            update={"params": fixed | trial.params, "notes": {"index": len(ended)}}
+            update={"params": fixed | trial.params, "notes": {"index": index}}
         )
-        ended.append(_run_trial(bench, row, study, trial, record, folder, observer))
-    return ended[:wanted]
+        ended[index] = _run_trial(bench, row, study, trial, record, folder, observer)
+    return [ended[index] for index in range(wanted)]
 
 
 def _run_trial(
@@ -192,50 +216,24 @@ def _run_trial(
 
     observer.run("trial", row.name, record.number)
     place = journal.trial_folder(folder, trial.number)
-    outcome = run_trial(bench, row, record, place, report, observer.epoch)
-    journal.tell(study, trial.number, outcome.record)
-    observer.ended(outcome.record)
-    return outcome.record
+    done = run_trial(bench, row, record, place, report, observer.epoch)
+    journal.tell(study, trial.number, done)
+    observer.ended(done)
+    return done
 
 
-def _enqueue_known(
-    study: optuna.Study, row: Row, task: Task, defaults: dict[str, Value], space: dict
-) -> None:
-    """Queues the defaults and the published settings, once, as a search's first trials."""
-    if study.get_trials(deepcopy=False):
-        return
-    queued = []
-    for values in (defaults, relative(row.published(task), task.largest())):
-        point = {
-            name: values[name] for name, search in space.items() if search.admits(values[name])
-        }
-        if point and point not in queued:
-            queued.append(point)
-            study.enqueue_trial(point)
+def _index(trial: RunRecord) -> int:
+    """A trial's place in the search; its number differs once a trial was interrupted."""
+    return int(trial.notes.get("index", trial.number))
 
 
-def relative(values: dict[str, Value], largest: float) -> dict[str, Value]:
-    """Absolute step and weight in the units of a search: 1/lambda_max and lambda_max."""
-    if values.get("solve.units") != "absolute":
-        return values
-    found = values | {"solve.step": values["solve.step"] * largest}
-    if "solve.weight" in values:
-        found["solve.weight"] = values["solve.weight"] / largest
-    return found
-
-
-def _counted(study: optuna.Study, folder: Path) -> list[RunRecord]:
-    """Records of the trials that count against the budget: all that ended by themselves."""
-    found = []
-    for trial in study.get_trials(deepcopy=False):
-        place = journal.trial_folder(folder, trial.number)
-        if trial.state in (TrialState.WAITING, TrialState.RUNNING):
-            continue
-        if (place / records.RECORD).exists():
-            record = records.read(place)
-            if record.state not in ("interrupted", "running"):
-                found.append(record)
-    return found
+def _counted(folder: Path) -> dict[int, RunRecord]:
+    """Records of the trials that count against the budget, by index: all that ended themselves."""
+    return {
+        _index(record): record
+        for record in journal.trial_records(folder)
+        if record.state not in ("interrupted", "running")
+    }
 
 
 def _test(
@@ -243,32 +241,24 @@ def _test(
 ) -> RunRecord:
     """Refits the winner over seeds and reads the test images once for each."""
     count = bench.study.budget.seeds if row.method.stochastic else 1
-    outcomes: list[Outcome | None] = []
     seeds: list[RunRecord] = []
     for number in range(count):
         place = folder / f"seed-{number}"
         done = records.read(place) if (place / records.RECORD).exists() else None
-        if done is not None and done.state == "finished" and done.params == record.params:
-            seeds.append(done)
-            outcomes.append(None)
-            continue
-        observer.run("seed", row.name, number)
-        seed = digests.seed(bench.study.seed, row.name, "seed", number)
-        blank = bench.blank("seed", row, number, seed)
-        blank = blank.model_copy(update={"params": record.params})
-        reason = f"{bench.study.name} / {row.name}: seed {number} of the winner"
-        images = bench.task.images.test(reason)
-        outcome = run_seed(bench, row, blank, place, images, observer.epoch)
-        observer.ended(outcome.record)
-        seeds.append(outcome.record)
-        outcomes.append(outcome)
+        if done is None or done.state != "finished" or done.params != record.params:
+            observer.run("seed", row.name, number)
+            seed = digests.seed(bench.study.seed, row.name, "seed", number)
+            blank = bench.blank("seed", row, number, seed)
+            blank = blank.model_copy(update={"params": record.params})
+            reason = f"{bench.study.name} / {row.name}: seed {number} of the winner"
+            images = bench.task.images.test(reason)
+            done = run_seed(bench, row, blank, place, images, observer.epoch)
+            observer.ended(done)
+        seeds.append(done)
     ended = [seed for seed in seeds if seed.state != "finished"]
     if ended:
         reason = f"seed {ended[0].number} of the winner {ended[0].state}: {ended[0].reason}"
         return _conclude(folder, record, observer, ended[0].state, reason)
-    if outcomes[0] is not None:
-        _keep_pictures(folder, outcomes[0], bench.task)
-        keep_matrix(folder, row, outcomes[0], bench.task)
     return _conclude(folder, _summary(folder, record, seeds), observer, "finished")
 
 
@@ -280,6 +270,9 @@ def _summary(folder: Path, record: RunRecord, seeds: list[RunRecord]) -> RunReco
     operator = folder / "seed-0" / "operator.safetensors"
     if operator.exists():
         (folder / operator.name).write_bytes(operator.read_bytes())
+    for name in SHOWN:
+        if (folder / "seed-0" / name).exists():
+            (folder / "seed-0" / name).replace(folder / name)
     means = {
         name: sum(seed.metrics[name] for seed in seeds) / len(seeds)
         for name in seeds[0].metrics
@@ -295,33 +288,6 @@ def _summary(folder: Path, record: RunRecord, seeds: list[RunRecord]) -> RunReco
         update={
             "metrics": record.metrics | finite,
             "series": seeds[0].series,
-            "notes": record.notes | seeds[0].notes | {"test_reads": len(seeds)},
+            "notes": seeds[0].notes | record.notes | {"test_reads": len(seeds)},
         }
     )
-
-
-def _keep_pictures(folder: Path, outcome: Outcome, task: Task) -> None:
-    """Original, measurement and reconstruction of some test images, clipped to [0, 1]."""
-    evaluation = outcome.evaluation
-    shown = evaluation.images.first(PICTURES)
-    measured = task.measure(shown)
-    if measured.is_complex() or measured.dim() != 4 or measured.shape[1] != task.shape[0]:
-        measured = task.student.A_adjoint(measured)  # measurements that are no picture
-        measured = measured / measured.abs().amax((1, 2, 3), keepdim=True)
-    pictures = {}
-    for index, name in enumerate(shown.names):
-        place = evaluation.images.names.index(name)
-        pictures |= {
-            f"original/{name}": shown.pixels[index],
-            f"measurement/{name}": measured[index].cpu(),
-            f"reconstruction/{name}": evaluation.estimates[place],
-        }
-    plain = {
-        name: picture.float().mean(0).clamp(0, 1).contiguous() for name, picture in pictures.items()
-    }
-    save_file(plain, folder / "pictures.safetensors")
-
-
-def read_study(folder: Path) -> StudyFile:
-    """The resolved study kept in a study's folder."""
-    return StudyFile.model_validate(json.loads((folder / STUDY).read_text(encoding="utf-8")))

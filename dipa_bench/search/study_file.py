@@ -2,98 +2,33 @@
 
 from __future__ import annotations
 
-import re
+import copy
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from dipa_bench import digests, registry
 from dipa_bench.errors import UserError, unknown
-from dipa_bench.parameters import Value, first_problem
+from dipa_bench.parameters import Value, build, integers
+from dipa_bench.search.overrides import assign, chosen_rows, parameters_of
+from dipa_bench.search.schema import (
+    NO_ROW,
+    PRESETS,
+    RULES,
+    BudgetSpec,
+    MethodSpec,
+    Overlay,
+    Problem,
+    RangeSpec,
+    StudyFile,
+    check_name,
+    validated,
+)
 
-PRESETS = ("quick", "standard", "paper")
-RULES = ("tuned", "published")
-NAME = re.compile(r"[^\x00-\x1f/\\]{1,120}")
-
-
-class Strict(BaseModel):
-    """No unknown keys, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Problem(Strict):
-    """What every method of the study shares."""
-
-    dataset: str | None = Field(None, description="a registered dataset or folder:PATH")
-    size: Annotated[int, Field(ge=8, le=1024)] = 32
-    prior: str = Field("dncnn-small", description="registered, module:function or weights file")
-    solver: Literal["pnp-fista", "red-fista"] = "pnp-fista"
-    iterations: Annotated[int, Field(ge=1, le=10_000)] = 10
-    noise: Annotated[float, Field(ge=0)] = 0.01
-    options: dict[str, Value] = Field(default_factory=dict, description="the task's own options")
-
-
-class BudgetSpec(Strict):
-    """What every method may spend; the same for all."""
-
-    trials: Annotated[int, Field(ge=1)] = 8
-    seeds: Annotated[int, Field(ge=1)] = 2
-    epochs: Annotated[int, Field(ge=1)] = 4
-    final_epochs: Annotated[int, Field(ge=1)] = 4
-    train_images: Annotated[int | None, Field(ge=1)] = None
-    validation_images: Annotated[int | None, Field(ge=1)] = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
-
-
-class RangeSpec(Strict):
-    """A search range that replaces the declared one."""
-
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    choices: list[Value] = Field(default_factory=list)
-
-
-class MethodSpec(Strict):
-    """One row of the study: a method, with parameters frozen or searched elsewhere."""
-
-    method: str = ""
-    set: dict[str, Value] = Field(default_factory=dict, description="frozen parameters")
-    search: dict[str, RangeSpec] = Field(default_factory=dict, description="other ranges")
-
-
-class Overlay(Strict):
-    """What a preset changes."""
-
-    problem: dict[str, Any] = Field(default_factory=dict)
-    budget: dict[str, Any] = Field(default_factory=dict)
-
-
-class StudyFile(Strict):
-    """A whole study, resolved: no preset is left to apply."""
-
-    name: str = ""
-    task: str
-    rules: Literal["tuned", "published"] = "tuned"
-    seed: Annotated[int, Field(ge=0)] = 0
-    reference: str = "identity"
-    preset: str = "quick"
-    problem: Problem = Problem()
-    budget: BudgetSpec = BudgetSpec()
-    methods: dict[str, MethodSpec]
-    presets: dict[str, Overlay] = Field(default_factory=dict)
-
-    def identity(self) -> dict[str, Any]:
-        """What must agree for a study to be continued; trials and seeds may grow, rows be added."""
-        values = self.model_dump(mode="json", exclude={"name", "presets", "methods"})
-        for growing in ("trials", "seeds"):
-            del values["budget"][growing]
-        return values
+__all__ = ["BudgetSpec", "MethodSpec", "Problem", "RangeSpec", "StudyFile", "embedded"]
+__all__ += ["read", "resolve"]
 
 
 def embedded() -> list[str]:
@@ -115,7 +50,7 @@ def read(task: str | None, config: str | None) -> dict[str, Any]:
     Raises:
         UserError: no such task or file, or not TOML.
     """
-    if config is not None and (config.endswith(".toml") or Path(config).exists()):
+    if config is not None and (config.endswith(".toml") or Path(config).is_file()):
         path = Path(config)
         try:
             text = path.read_text(encoding="utf-8")
@@ -158,36 +93,44 @@ def resolve(
     Raises:
         UserError: an unknown key, name or preset (with the nearest valid one) or a bad value.
     """
-    table = {key: value for key, value in raw.items()}
+    table = copy.deepcopy(dict(raw))
     if task is not None and table.setdefault("task", task) != task:
         raise UserError(f"the study file is for task {table['task']!r}, not {task!r}: drop --task")
-    study = _validated(table)
+    study = validated(table)
     registry.get("tasks", study.task)
-    chosen = preset or study.preset
-    if chosen not in PRESETS and chosen not in study.presets:
-        raise unknown("preset", chosen, {*PRESETS, *study.presets})
-    overlay = study.presets.get(chosen, Overlay())
-    if rules is not None and rules not in RULES:
-        raise unknown("rules", rules, RULES)
-    rules = rules or study.rules
-    problem = dict(overlay.problem)
-    if rules == "published":
-        problem["noise"] = 0.0
-    table["problem"] = {**table.get("problem", {}), **problem}
-    table["budget"] = {**table.get("budget", {}), **overlay.budget}
-    table |= {"preset": chosen, "rules": rules}
+    table |= _overlaid(study, table, preset, rules)
     if trials is not None:
         table["budget"]["trials"] = trials
     if seed is not None:
         table["seed"] = seed
-    table["methods"] = _chosen(study.methods, methods)
-    plain = _validated(table)
+    table["methods"] = chosen_rows(study.methods, methods)
+    plain = _canonical(validated(table))
     for assignment in sets:
-        _assign(table, assignment)
-    resolved = _validated(table)
-    _check_methods(resolved)
-    resolved = resolved.model_copy(update={"presets": {}})
-    return resolved.model_copy(update={"name": name or _default_name(plain, resolved, raw, seed)})
+        assign(table, assignment)
+    resolved = _canonical(validated(table))
+    _check_reference(resolved, study.methods)
+    if name is None:
+        name = _default_name(plain, resolved, raw, seed)
+    check_name("study name", name)
+    return resolved.model_copy(update={"presets": {}, "name": name})
+
+
+def _overlaid(
+    study: StudyFile, table: Mapping[str, Any], preset: str | None, rules: str | None
+) -> dict[str, Any]:
+    """The tables that a preset and the rules change."""
+    chosen = preset or study.preset
+    if chosen not in PRESETS and chosen not in study.presets:
+        raise unknown("preset", chosen, {*PRESETS, *study.presets})
+    if rules is not None and rules not in RULES:
+        raise unknown("rules", rules, RULES)
+    overlay = study.presets.get(chosen, Overlay())
+    rules = rules or study.rules
+    problem = {**table.get("problem", {}), **overlay.problem}
+    if rules == "published":
+        problem["noise"] = 0.0
+    budget = {**table.get("budget", {}), **overlay.budget}
+    return {"problem": problem, "budget": budget, "preset": chosen, "rules": rules}
 
 
 def _default_name(plain: StudyFile, resolved: StudyFile, raw: Mapping, seed: int | None) -> str:
@@ -204,147 +147,66 @@ def _default_name(plain: StudyFile, resolved: StudyFile, raw: Mapping, seed: int
     return "-".join(parts)
 
 
-def _validated(table: Mapping[str, Any]) -> StudyFile:
-    try:
-        study = StudyFile.model_validate(table)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        if problem["type"] == "extra_forbidden":
-            *place, key = problem["loc"]
-            inside = ".".join(str(part) for part in place)
-            raise unknown(
-                f"key in {'[' + inside + '] of ' if inside else ''}the study",
-                str(key),
-                _siblings(place),
-            ) from None
-        if problem["type"] == "missing":
-            raise UserError(f"the study lacks {'.'.join(map(str, problem['loc']))!r}") from None
-        raise UserError(first_problem(error)) from None
-    if study.name and not NAME.fullmatch(study.name):
-        raise UserError(f"study name {study.name!r}: use 1 to 120 characters, no slashes")
-    for overlay in study.presets.values():
-        for key, model in (("problem", Problem), ("budget", BudgetSpec)):
-            for name in getattr(overlay, key):
-                if name not in model.model_fields:
-                    raise unknown(f"key in a preset's {key}", name, model.model_fields)
-    return study
+def _check_reference(study: StudyFile, rows: Mapping[str, MethodSpec]) -> None:
+    """The reference may be a row that this run leaves out, but not one that never was."""
+    known = {*rows, *study.methods, *registry.names("methods")}
+    if study.reference not in known:
+        raise unknown("reference", study.reference, known)
 
 
-def _siblings(place: Sequence[Any]) -> list[str]:
-    """The keys that are valid at `place` in a study file."""
-    models = {"problem": Problem, "budget": BudgetSpec, "methods": MethodSpec, "presets": Overlay}
-    if not place:
-        return list(StudyFile.model_fields)
-    if "search" in place:
-        return list(RangeSpec.model_fields)
-    return list(models[place[0]].model_fields)
+def _canonical(study: StudyFile) -> StudyFile:
+    """The study with its rows' frozen values as their parameters hold them (1.0 for 1).
 
-
-def _chosen(rows: Mapping[str, MethodSpec], pattern: str | None) -> dict[str, Any]:
-    """The study's rows, or those that ``--methods a,b`` names (``all``: every registered one)."""
-    plain = {key: row.model_dump(exclude_defaults=True) for key, row in rows.items()}
-    if pattern is None:
-        return plain
-    wanted = [part.strip() for part in pattern.split(",") if part.strip()]
-    if not wanted:
-        raise UserError(f"--methods {pattern!r} names no method: give names with commas between")
-    chosen: dict[str, Any] = {}
-    for name in wanted:
-        if name == "all":
-            chosen |= {found: plain.get(found, {}) for found in registry.names("methods")}
-        elif name in plain:
-            chosen[name] = plain[name]
-        else:
-            matches = registry.names("methods", name)
-            if not matches:
-                raise unknown("method", name, {*plain, *registry.names("methods")})
-            chosen |= {match: plain.get(match, {}) for match in matches}
-    return chosen
-
-
-def _assign(table: dict[str, Any], assignment: str) -> None:
-    """Applies one ``key=value``; a key is a study key, or [method.]parameter of some rows."""
-    key, equals, text = assignment.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise UserError(f"--set {assignment!r} is not key=value")
-    value = _parsed(text.strip())
-    first, _, rest = key.partition(".")
-    if first in ("problem", "budget") and rest:
-        place = table.setdefault(first, {})
-        *parents, leaf = rest.split(".")
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = value
-        return
-    if key in ("rules", "preset", "name", "task"):
-        raise UserError(f"--set {key}: use --{key}")
-    if key in ("seed", "reference"):
-        table[key] = value
-        return
-    rows = table["methods"]
-    wanted, parameter = ([first], rest) if first in rows and rest else (list(rows), key)
-    hit = [row for row in wanted if parameter in _parameters(rows[row].get("method") or row)]
-    if not hit:
-        raise unknown("key in --set", key, _settable(rows))
-    for row in hit:
-        rows[row] = {**rows[row], "set": {**rows[row].get("set", {}), parameter: value}}
-
-
-def _parsed(text: str) -> Any:
-    """A TOML value, or the text itself where it is none (so quotes are optional)."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _parameters(method: str) -> set[str]:
-    from dipa_bench.parameters import declared
-
-    model = registry.get("methods", method).parameters
-    return {item.path for item in declared(model, "red-fista")}
-
-
-def _settable(rows: Mapping[str, Any]) -> list[str]:
-    keys = [f"problem.{name}" for name in Problem.model_fields]
-    keys += [f"budget.{name}" for name in BudgetSpec.model_fields]
-    for row, spec in rows.items():
-        names = _parameters(spec.get("method") or row)
-        keys += [*names, *(f"{row}.{name}" for name in names)]
-    return keys
-
-
-def _check_methods(study: StudyFile) -> None:
-    """Every row names a method, and its parameters exist and hold their values."""
-    from dipa_bench.parameters import build
-
+    Raises:
+        UserError: a row names no method, or a parameter that does not exist or hold its value.
+    """
     if not study.methods:
         raise UserError("the study has no methods: name some under [methods]")
-    for row, spec in study.methods.items():
-        if not NAME.fullmatch(row):
-            raise UserError(f"method row {row!r}: use 1 to 120 characters, no slashes")
-        method = registry.get("methods", spec.method or row)
-        known = _parameters(method.name)
-        for parameter in (*spec.set, *spec.search):
-            if parameter not in known:
-                raise unknown(f"parameter of {row}", parameter, known)
-        build(method.parameters, spec.set)
+    rows = {
+        name: _canonical_row(name, spec, study.problem.solver)
+        for name, spec in study.methods.items()
+    }
+    return study.model_copy(update={"methods": rows})
+
+
+def _canonical_row(row: str, spec: MethodSpec, solver: str) -> MethodSpec:
+    check_name("method row", row)
+    if row in NO_ROW:
+        raise UserError(f"method row {row!r}: that name is taken, give another")
+    method = registry.get("methods", spec.method or row)
+    known = parameters_of(method.name)
+    for parameter in (*spec.set, *spec.search):
+        if parameter not in known:
+            raise unknown(f"parameter of {row}", parameter, known)
+        if parameter not in parameters_of(method.name, solver):
+            raise UserError(f"parameter {row}.{parameter} does not exist with solver {solver!r}")
+    try:
+        built = build(method.parameters, spec.set)
         for parameter, found in spec.search.items():
             _check_range(row, parameter, found, method.parameters)
+    except UserError as error:
+        raise UserError(f"method {row}: {error}") from None
+    return spec.model_copy(update={"set": {name: _value(built, name) for name in spec.set}})
+
+
+def _value(built: Any, path: str) -> Value:
+    for part in path.split("."):
+        built = getattr(built, part)
+    return built
 
 
 def _check_range(row: str, parameter: str, found: RangeSpec, model: type) -> None:
     """The ends and choices of a replaced range are themselves valid values."""
-    from dipa_bench.parameters import build
-
-    ends = found.choices or [end for end in (found.low, found.high) if end is not None]
-    if not found.choices and (found.low is None or found.high is None):
+    numeric = found.low is not None or found.high is not None
+    if numeric == bool(found.choices) or (numeric and None in (found.low, found.high)):
         raise UserError(f"search range {row}.{parameter} needs low and high, or choices")
-    if not found.choices and (found.low > found.high or (found.log and found.low <= 0)):
+    if numeric and (found.low > found.high or (found.log and found.low <= 0)):
         raise UserError(
             f"search range {row}.{parameter} = {found.low}..{found.high} is empty"
             + (" or not positive on a logarithmic scale" if found.log else "")
         )
+    ends = found.choices or [found.low, found.high]
+    if parameter in integers(model):
+        ends = [int(end) if isinstance(end, float) and end.is_integer() else end for end in ends]
     for end in ends:
         build(model, {parameter: end})

@@ -141,5 +141,7 @@ class Solver(ABC):
         )
 
     def _start_calls(self, preconditioner: Preconditioner) -> int:
-        calls = {"adjoint": 1, "preconditioned": 1 + preconditioner.operator_calls}
-        return 0 if callable(self._start) else calls.get(self._start, 0)
+        if callable(self._start):
+            return 0
+        # A^T y, from which `zero` takes no more than the shape
+        return 1 + (preconditioner.operator_calls if self._start == "preconditioned" else 0)

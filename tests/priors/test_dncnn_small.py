@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from dipa_bench.errors import UserError
-from dipa_bench.priors import dncnn_small, train_dncnn_small
+from dipa_bench.priors import compare_classical, dncnn_small, train_dncnn_small
 from dipa_bench.priors.compare_classical import (
+    Bilateral,
     NoisySet,
+    NonLocalMeans,
     SplitBregman,
+    TotalVariation,
+    Wavelet,
     as_denoise,
     held_out_crops,
 )
 from dipa_bench.priors.dncnn_small import DnCNNSmall, load_dncnn_small, save_dncnn_small
 from dipa_bench.priors.train_dncnn_small import HELD_OUT, TRAINING, PackagedImage, TrainingPlan
+
+# What `python -m dipa_bench.priors.compare_classical --package skimage` finds best, and second.
+CLASSICAL = {
+    15: [NonLocalMeans(1.2, fast=False), TotalVariation(0.75)],
+    25: [NonLocalMeans(0.7, fast=True), TotalVariation(0.75)],
+    50: [TotalVariation(0.9), NonLocalMeans(0.5, fast=True, patch=7, distance=11)],
+}
+LEAD = 0.3
+"""Decibels by which the prior must beat the best classical one (measured: see the printout)."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +49,7 @@ def noisy_images(shape, generator, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.3, 7.0, 255.0])
-def test_scales_with_image_and_sigma(prior, generator, scale):
+def test_scales_with_image_and_sigma(generator, scale):
     prior = load_dncnn_small().double()
     noisy = noisy_images((2, 1, 17, 24), generator, torch.float64)
     torch.testing.assert_close(prior(scale * noisy, scale * 0.1), scale * prior(noisy, 0.1))
@@ -121,7 +137,7 @@ def test_is_small_frozen_and_in_eval_mode(prior):
 
 
 def test_file_is_under_a_megabyte():
-    file = train_dncnn_small.Path(dncnn_small.__file__).parent.joinpath(*dncnn_small.WEIGHTS)
+    file = Path(dncnn_small.__file__).parent.joinpath(*dncnn_small.WEIGHTS)
     assert file.stat().st_size < 1_000_000
     metadata = dncnn_small.read_metadata(file)
     assert int(metadata["steps"]) > 0
@@ -147,7 +163,7 @@ def test_round_trip_through_a_file(tmp_path, generator):
 def test_a_file_without_architecture_is_named(tmp_path):
     path = tmp_path / "foreign.safetensors"
     dncnn_small.save_file({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="foreign.safetensors"):
+    with pytest.raises(ValueError, match=r"foreign\.safetensors"):
         load_dncnn_small(path)
 
 
@@ -161,6 +177,32 @@ def test_training_learns_and_repeats(generator):
         assert torch.equal(one, other)
 
 
+def test_crops_are_clean_pieces_of_the_images(generator):
+    image = torch.rand(1, 1, 50, 60, generator=generator)
+    crops = train_dncnn_small.CropSampler([image], 16, generator).batch(7)
+    assert crops.shape == (7, 1, 16, 16)
+    assert 0 <= crops.min() and crops.max() <= 1
+
+
+def test_refuses_a_crop_larger_than_a_shrunk_image(generator):
+    with pytest.raises(ValueError, match="crop <= 18"):
+        train_dncnn_small.CropSampler([torch.zeros(1, 1, 50, 60)], 32, generator)
+
+
+def test_noise_levels_cover_the_range(generator):
+    sigma = train_dncnn_small.draw_sigma(4000, generator)
+    assert sigma.shape == (4000, 1, 1, 1)
+    assert 0 <= sigma.min() and 95 / 255 < sigma.max() <= 100 / 255
+    assert (sigma < 15 / 255).float().mean() == pytest.approx(0.2 + 0.8 * 0.15, abs=0.03)
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [train_dncnn_small.one_cycle(progress / 100, 1.0) for progress in range(101)]
+    assert max(rates) == pytest.approx(1.0)
+    assert 0 < rates[0] < 0.1 and rates[-1] == pytest.approx(0, abs=1e-9)
+    assert np.argmax(rates) == 5
+
+
 def test_held_out_images_are_not_trained_on():
     assert len(HELD_OUT) >= 6
     assert not set(HELD_OUT) & set(TRAINING)
@@ -170,5 +212,50 @@ def test_held_out_images_are_not_trained_on():
 def test_a_missing_package_names_the_extra():
     with pytest.raises(UserError, match="train-denoiser"):
         PackagedImage("no_such_package_of_images", "a.png").load()
-    with pytest.raises(UserError, match="no data/none.png"):
+    with pytest.raises(UserError, match=r"no data/none\.png"):
         PackagedImage("skimage", "data/none.png").load()
+
+
+@pytest.mark.parametrize(
+    "denoise",
+    [
+        NonLocalMeans(0.7, fast=True),
+        NonLocalMeans(1.0, fast=False),
+        TotalVariation(0.75),
+        SplitBregman(1.6, isotropic=False),
+        Wavelet("BayesShrink", "db2"),
+        Wavelet("VisuShrink", "db2", "hard", 0.75),
+        Bilateral(1.5, 2.0),
+    ],
+    ids=str,
+)
+def test_classical_denoisers_denoise(denoise):
+    noisy_set = NoisySet.draw(held_out_crops(48, "skimage")[:1], 25 / 255)
+    assert noisy_set.mean(denoise) > noisy_set.mean(lambda noisy, sigma: noisy) + 2
+
+
+def test_search_finds_the_best_of_each_method(monkeypatch):
+    grid = [TotalVariation(0.01), TotalVariation(0.75), NonLocalMeans(0.7, fast=True)]
+    monkeypatch.setattr(compare_classical, "classical_grid", lambda: iter(grid))
+    noisy_set = NoisySet.draw(held_out_crops(48, "skimage")[:1], 25 / 255)
+    best = compare_classical.search_classical(noisy_set)
+    assert best["TotalVariation"] == (noisy_set.mean(grid[1]), grid[1])
+    assert list(best) == ["TotalVariation", "NonLocalMeans"]
+
+
+@pytest.mark.parametrize("level", sorted(CLASSICAL))
+def test_beats_the_best_classical_denoiser_on_unseen_images(prior, level):
+    noisy_set = NoisySet.draw(held_out_crops(192, "skimage"), level / 255)
+    ours = noisy_set.mean(as_denoise(prior))
+    scores = {denoise: noisy_set.mean(denoise) for denoise in CLASSICAL[level]}
+    denoise = max(scores, key=scores.get)
+    best = scores[denoise]
+    print(f"sigma {level}/255: DnCNNSmall {ours:.2f} dB, best classical {best:.2f} dB ({denoise})")
+    assert math.isfinite(ours)
+    assert ours > best + LEAD
+
+
+def test_removes_little_when_there_is_little_noise(prior):
+    noisy_set = NoisySet.draw(held_out_crops(96, "skimage"), 2 / 255)
+    noise = noisy_set.mean(lambda noisy, sigma: noisy)
+    assert noisy_set.mean(as_denoise(prior)) > noise + 0.3

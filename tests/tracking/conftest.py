@@ -176,7 +176,7 @@ def tables(seeds: tuple[int, ...], images: int) -> dict[str, pd.DataFrame]:
         "images": pd.DataFrame(
             {
                 "seed": [seed for seed, _ in rows],
-                "image": [image for _, image in rows],
+                "image": [f"s{image}/1" for _, image in rows],
                 "subject": [f"s{image}" for _, image in rows],
                 "psnr": [25.0 + seed + image / 7 for seed, image in rows],
                 "ssim": [0.5 + image / 10 for _, image in rows],
@@ -185,7 +185,7 @@ def tables(seeds: tuple[int, ...], images: int) -> dict[str, pd.DataFrame]:
         "curves": pd.DataFrame(
             {
                 "seed": [seed for seed, _, _ in steps],
-                "image": [image for _, image, _ in steps],
+                "image": [f"s{image}/1" for _, image, _ in steps],
                 "iteration": [k for _, _, k in steps],
                 "psnr": [20.0 + k / 3 for _, _, k in steps],
                 "residual": [1.0 / (k + 1) for _, _, k in steps],

@@ -1,0 +1,131 @@
+"""What the command line says on top of a study file: ``--methods`` and ``--set``."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from dipa_bench import registry
+from dipa_bench.errors import UserError, unknown
+from dipa_bench.parameters import declared
+from dipa_bench.search.schema import BudgetSpec, MethodSpec, Problem
+
+log = logging.getLogger(__name__)
+OPTIONS = {"rules", "preset", "name", "task"}  # have options of their own
+
+
+def chosen_rows(rows: Mapping[str, MethodSpec], pattern: str | None) -> dict[str, Any]:
+    """The study's rows, or those that ``--methods a,b`` names, as raw tables.
+
+    A part is a row's or a registered method's name, a shell pattern on both, or ``all``.
+
+    Raises:
+        UserError: a part that names nothing.
+    """
+    plain = {key: row.model_dump(exclude_defaults=True) for key, row in rows.items()}
+    if pattern is None:
+        return plain
+    wanted = [part.strip() for part in pattern.split(",") if part.strip()]
+    if not wanted:
+        raise UserError(f"--methods {pattern!r} names no method: give names with commas between")
+    chosen: dict[str, Any] = {}
+    for part in wanted:
+        chosen |= {name: plain.get(name, {}) for name in _matching(part, plain)}
+    return chosen
+
+
+def _matching(part: str, rows: Mapping[str, Any]) -> list[str]:
+    registered = registry.names("methods")
+    if part in rows or part in registered:
+        return [part]
+    shell = "*" if part == "all" else part
+    own = [name for name in rows if fnmatch.fnmatchcase(name, shell)]
+    others = [name for name in registry.names("methods", shell) if name not in rows]
+    if not own and not others:
+        raise unknown("method", part, {*rows, *registered})
+    return own + [name for name in others if _loads(name)]
+
+
+def _loads(name: str) -> bool:
+    """Whether a method that nobody named loads; a broken plug-in is told of and left out."""
+    try:
+        registry.get("methods", name)
+    except UserError as error:
+        log.warning("left out: %s", error)
+        return False
+    return True
+
+
+def assign(table: dict[str, Any], assignment: str) -> None:
+    """Applies one ``key=value`` to a raw study with all its rows.
+
+    A key is ``problem.<key>``, ``budget.<key>``, ``seed``, ``reference``, or
+    ``[<row>.]<parameter>``; without a row the parameter is frozen in every row that has it.
+
+    Raises:
+        UserError: no ``=``, or an unknown key (with the nearest valid one).
+    """
+    key, equals, text = assignment.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(f"--set {assignment!r} is not key=value")
+    value = _parsed(text.strip())
+    first, _, rest = key.partition(".")
+    if key in OPTIONS:
+        raise UserError(f"--set {key}: use --{key}")
+    if key in ("seed", "reference"):
+        table[key] = value
+    elif first in ("problem", "budget") and rest:
+        _assign_shared(table, key, value)
+    else:
+        _assign_rows(table["methods"], key, value)
+
+
+def _assign_shared(table: dict[str, Any], key: str, value: Any) -> None:
+    place = table
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise unknown("key in --set", key, _settable(table["methods"]))
+    place[leaf] = value
+
+
+def _assign_rows(rows: dict[str, Any], key: str, value: Any) -> None:
+    owners = [row for row in rows if key.startswith(f"{row}.")]
+    wanted, parameter = list(rows), key
+    if owners:
+        wanted, parameter = [owners[0]], key.removeprefix(f"{owners[0]}.")
+    hit = [row for row in wanted if parameter in parameters_of(rows[row].get("method") or row)]
+    if not hit:
+        raise unknown("key in --set", key, _settable(rows))
+    for row in hit:
+        rows[row] = {**rows[row], "set": {**rows[row].get("set", {}), parameter: value}}
+
+
+def _parsed(text: str) -> Any:
+    """A TOML value, or the text itself where it is none (so quotes are optional)."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return found["value"] if len(found) == 1 else text
+
+
+def parameters_of(method: str, solver: str = "red-fista") -> set[str]:
+    """Names of a registered method's parameters; RED-FISTA has all that any solver has."""
+    model = registry.get("methods", method).parameters
+    return {item.path for item in declared(model, solver)}
+
+
+def _settable(rows: Mapping[str, Any]) -> list[str]:
+    keys = ["seed", "reference"]
+    keys += [f"problem.{name}" for name in Problem.model_fields]
+    keys += [f"budget.{name}" for name in BudgetSpec.model_fields]
+    for row, spec in rows.items():
+        names = parameters_of(spec.get("method") or row)
+        keys += [*names, *(f"{row}.{name}" for name in names)]
+    return keys

@@ -1,0 +1,155 @@
+"""What a study file may say: its tables and keys, their types and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dipa_bench.errors import UserError, unknown
+from dipa_bench.parameters import Value, first_problem
+
+PRESETS = ("quick", "standard", "paper")
+RULES = ("tuned", "published")
+LONGEST = 200  # bytes of a name; file systems allow 255
+NO_ROW = {"lock", "study.json"}  # files in a study's folder
+
+
+class Strict(BaseModel):
+    """No unknown keys, no NaN, no text where a number belongs."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class Problem(Strict):
+    """What every method of the study shares."""
+
+    dataset: str | None = Field(None, description="a registered dataset or folder:PATH")
+    size: Annotated[int, Field(ge=8, le=1024)] = 32
+    prior: str = Field("dncnn-small", description="registered, module:function or weights file")
+    solver: Literal["pnp-fista", "red-fista"] = "pnp-fista"
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 10
+    noise: Annotated[float, Field(ge=0)] = 0.01
+    options: dict[str, Value] = Field(default_factory=dict, description="the task's own options")
+
+
+class BudgetSpec(Strict):
+    """What every method may spend; the same for all."""
+
+    trials: Annotated[int, Field(ge=1)] = 8
+    seeds: Annotated[int, Field(ge=1)] = 2
+    epochs: Annotated[int, Field(ge=1)] = 4
+    final_epochs: Annotated[int, Field(ge=1)] = 4
+    train_images: Annotated[int | None, Field(ge=1)] = None
+    validation_images: Annotated[int | None, Field(ge=1)] = None
+    batch_size: Annotated[int, Field(ge=1)] = 16
+
+
+class RangeSpec(Strict):
+    """A search range that replaces the declared one."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: list[Value] = Field(default_factory=list)
+
+
+class MethodSpec(Strict):
+    """One row of the study: a method, with parameters frozen or searched elsewhere."""
+
+    method: str = ""
+    set: dict[str, Value] = Field(default_factory=dict, description="frozen parameters")
+    search: dict[str, RangeSpec] = Field(default_factory=dict, description="other ranges")
+
+
+class Overlay(Strict):
+    """What a preset changes."""
+
+    problem: dict[str, Any] = Field(default_factory=dict)
+    budget: dict[str, Any] = Field(default_factory=dict)
+
+
+class StudyFile(Strict):
+    """A whole study, resolved: no preset is left to apply."""
+
+    name: str = ""
+    task: str
+    rules: Literal["tuned", "published"] = "tuned"
+    seed: Annotated[int, Field(ge=0)] = 0
+    reference: str = "identity"
+    preset: str = "quick"
+    problem: Problem = Problem()
+    budget: BudgetSpec = BudgetSpec()
+    methods: dict[str, MethodSpec]
+    presets: dict[str, Overlay] = Field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for a study to be continued; trials and seeds may grow, rows be added."""
+        values = self.model_dump(mode="json", exclude={"name", "presets", "methods"})
+        for growing in ("trials", "seeds"):
+            del values["budget"][growing]
+        return values
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuses names that cannot be folders on disk, or would be hidden or foreign ones.
+
+    Raises:
+        UserError: the name is empty, long, hidden, not printable or has a slash.
+    """
+    bad = not name or name.startswith(".") or not name.isprintable() or set("/\\") & set(name)
+    if bad or len(name.encode()) > LONGEST or name != name.strip():
+        shown = name if len(name) <= 40 else name[:40] + "..."
+        raise UserError(
+            f"{what} {shown!r}: use 1 to {LONGEST} printable bytes, no slashes, no dot in front "
+            "and no spaces at the ends"
+        )
+
+
+def validated(table: Mapping[str, Any]) -> StudyFile:
+    """A study from a raw table.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid one), a bad type or value, or a gap.
+    """
+    try:
+        study = StudyFile.model_validate(table)
+    except ValidationError as error:
+        raise _complaint(error) from None
+    if study.name:
+        check_name("study name", study.name)
+    for name, overlay in study.presets.items():
+        for key, model in (("problem", Problem), ("budget", BudgetSpec)):
+            values = getattr(overlay, key)
+            try:
+                model.model_validate(values)
+            except ValidationError as error:
+                raise _complaint(error, ("presets", name, key)) from None
+    return study
+
+
+def _complaint(error: ValidationError, above: tuple[str, ...] = ()) -> UserError:
+    """One line about the worst problem: a key that is unknown explains one that is missing."""
+    problems = error.errors()
+    extra = next((found for found in problems if found["type"] == "extra_forbidden"), None)
+    if extra is not None:
+        *place, key = (*above, *extra["loc"])
+        inside = f"[{'.'.join(map(str, place))}] of " if place else ""
+        return unknown(f"key in {inside}the study", str(key), _siblings(place))
+    if problems[0]["type"] == "missing":
+        return UserError(f"the study lacks {'.'.join(map(str, problems[0]['loc']))!r}")
+    return UserError(first_problem(error, above))
+
+
+def _siblings(place: Sequence[Any]) -> list[str]:
+    """The keys that are valid at `place` in a study file."""
+    table: Any = StudyFile
+    if place:
+        tables = {"problem": Problem, "budget": BudgetSpec, "methods": MethodSpec}
+        table = tables.get(place[0], Overlay)
+        if place[0] == "methods" and len(place) > 2:
+            table = RangeSpec
+        elif place[0] == "presets" and len(place) > 2:
+            table = tables[place[2]]
+    return list(table.model_fields)

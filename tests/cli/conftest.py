@@ -1,0 +1,142 @@
+"""The command line in this process, in a folder of its own, on studies that take a second."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.io import imsave
+
+from dipa_bench.cli.main import main
+from dipa_bench.tracking.connection import connect
+from dipa_bench.tracking.location import sqlite_uri
+
+PRIOR = """
+import os, time
+import torch
+
+CALLS = []
+
+def smooth(v, sigma):
+    CALLS.append(len(v))
+    time.sleep(float(os.environ.get("DEN_SLEEP", 0)))
+    wrapped = torch.nn.functional.pad(v, [1] * 4, mode="circular")
+    weight = sigma / (sigma + 0.1)
+    return (1 - weight) * v + weight * torch.nn.functional.avg_pool2d(wrapped, 3, 1)
+
+def numbers(v):
+    return 3
+
+three = 3
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on standard error of a command that refuses."""
+        assert self.code == 2, (self.code, self.err)
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.startswith("dipa-bench: ")
+        assert "Traceback" not in self.err + self.out
+        return self.err
+
+
+@pytest.fixture(autouse=True)
+def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the tester's own settings out."""
+    for name in ("MLFLOW_TRACKING_URI", "COLUMNS", "DEN_SLEEP"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty small smooth pictures: 14 train, 2 validate, 4 test."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for index in range(20):
+        coarse = generator.random((4, 4))
+        picture = np.kron(coarse, np.ones((4, 4)))
+        imsave(folder / f"{index:02d}.png", (255 * picture).astype(np.uint8), check_contrast=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as a first study makes it; copies save its migrations."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    connect(sqlite_uri(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def furnish(empty_database: Path) -> Callable[[Path], Path]:
+    """Makes a folder ready to work in."""
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "den.py").write_text(PRIOR)
+        shutil.copy(empty_database, folder / "mlflow.db")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furnish) -> Path:
+    """An empty working folder with a prior of its own and an empty store."""
+    monkeypatch.chdir(furnish(tmp_path / "work"))
+    sys.modules.pop("den", None)
+    return tmp_path / "work"
+
+
+@pytest.fixture(scope="session")
+def small(images: Path) -> list[str]:
+    """Options that make a study take a second."""
+    settings = {
+        "problem.prior": "den:smooth",
+        "problem.dataset": f"folder:{images}",
+        "problem.size": 16,
+        "problem.iterations": 3,
+        "budget.train_images": 8,
+        "budget.epochs": 1,
+        "budget.final_epochs": 1,
+    }
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return ["--task", "sr", "--device", "cpu", *sets]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs a command: `call("list", "tasks")`."""
+
+    def run(*arguments: str) -> Done:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["dipa-bench", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert signal.getsignal(signal.SIGTERM) == before
+        out, err = capfd.readouterr()
+        return Done(int(caught.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def study(call: Callable[..., Done], work: Path, small: list[str]) -> Callable[..., Done]:
+    """Runs a small study: `study("--methods", "identity")`."""
+    return lambda *more: call("study", *small, *more)

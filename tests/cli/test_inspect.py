@@ -1,0 +1,129 @@
+"""Commands that look: --help, list, doctor, diagnose."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = (
+    *("study", "leaderboard", "dashboard", "diagnose", "list"),
+    *("rerun", "sync", "ui", "doctor"),
+)
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    script = """
+import sys
+from dipa_bench.cli.main import app
+for command in [None, *sys.argv[1:]]:
+    print("==", command)
+    try:
+        app([command, "--help"] if command else ["--help"], prog_name="dipa-bench")
+    except SystemExit as stop:
+        assert not stop.code
+heavy = ("torch", "deepinv", "mlflow", "optuna", "numpy", "pandas", "plotly", "skimage")
+print("heavy:", [name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *COMMANDS], capture_output=True, text=True, check=True
+    )
+    parts = done.stdout.split("== ")[1:]
+    assert len(parts) == 1 + len(COMMANDS)
+    for command, part in zip(COMMANDS, parts[1:], strict=True):
+        assert f"Usage: dipa-bench {command}" in part
+    assert all(command in parts[0] for command in COMMANDS)
+    assert "heavy: []" in done.stdout
+    assert done.stderr == ""
+
+
+def test_no_arguments_show_the_help(call) -> None:
+    done = call()
+    assert done.code == 2
+    assert "Usage: dipa-bench" in done.out
+    assert done.err == ""
+
+
+def test_list(call) -> None:
+    done = call("list")
+    assert done.code == 0
+    for word in ("tasks", "methods", "priors", "datasets", "identity", "faces", "ldipa", "sr"):
+        assert word in done.out
+    assert max(map(len, done.out.splitlines())) > 80  # not wrapped as if for a small terminal
+
+
+def test_list_of_a_kind_and_a_pattern(call) -> None:
+    done = call("list", "methods", "id*")
+    assert done.code == 0
+    assert "identity" in done.out
+    assert "ldipa" not in done.out
+    assert "unknown kind of registered thing 'nonsense'" in call("list", "nonsense").line
+    assert "unknown method pattern 'zz*'" in call("list", "methods", "zz*").line
+    assert "did you mean 'methods'?" in call("list", "method").line
+
+
+def test_doctor(call, work: Path) -> None:
+    done = call("doctor")
+    assert (done.code, done.err) == (0, "")
+    for word in ("python", "torch", "deepinv", "free disk", "dataset faces", "280 train"):
+        assert word in done.out
+    assert "mlflow.db: readable" in done.out
+    (work / "mlflow.db").unlink()
+    assert "not there yet" in call("doctor").out
+    assert not (work / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"rubbish that is long enough to be a header"])
+def test_doctor_and_study_without_sound_weights(
+    content: bytes | None, call, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dipa_bench.priors import dncnn_small
+
+    place = work / "weights.safetensors"
+    if content is not None:
+        place.write_bytes(content)
+    real = dncnn_small.load_dncnn_small
+    monkeypatch.setattr(dncnn_small, "load_dncnn_small", lambda path=None: real(path or place))
+    done = call("doctor")
+    assert (done.code, done.err) == (0, "")
+    assert "the prior 'dncnn-small' has no weights" in done.out
+    arguments = ("--task", "sr", "--set", "problem.prior=dncnn-small")
+    assert "the prior 'dncnn-small' has no weights" in call("study", *arguments).line
+    assert not (work / "mlruns").exists()
+
+
+def test_doctor_survives_anything(call, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    import torch
+
+    from dipa_bench import registry
+    from dipa_bench.data import faces
+
+    def broken(*arguments, **options):
+        raise RuntimeError("broken\nin two lines")
+
+    monkeypatch.setattr(shutil, "disk_usage", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", broken)
+    monkeypatch.setattr(faces, "folder", broken)
+    monkeypatch.setattr(registry, "describe", broken)
+    done = call("doctor", "--tracking-uri", "http://127.0.0.1:9")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("fails: RuntimeError: broken") == 5
+    assert "does not take or give runs" in " ".join(done.out.split())
+    assert "is a folder" in " ".join(call("doctor", "--tracking-uri", "./mlruns").out.split())
+
+
+def test_diagnose(call, work: Path, small) -> None:
+    done = call("diagnose", *small[:4], *small[4:12])
+    assert (done.code, done.err) == (0, "")
+    heading = next(line for line in done.out.splitlines() if line.startswith("operator"))
+    expected = "operator m n largest smallest condition rank null null detail"
+    assert heading.split() == expected.split()
+    assert "…" not in done.out
+    rows = {line.split()[0]: line.split() for line in done.out.splitlines() if line.strip()}
+    assert rows["student"][1:3] == ["16", "256"]
+    assert float(rows["bicubic"][1]) > float(rows["adjoint"][1])
+    assert "condition number" in done.out

@@ -1,0 +1,128 @@
+"""A study that is killed outright, twice, ends as one that never was."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+
+from dipa_bench.search.journal import JOURNAL, trial_records
+from dipa_bench.tracking import records
+from dipa_bench.tracking.wording import experiment_name
+
+METHODS, TRIALS = ("identity", "scalar"), 5
+OPTIONS = ("--methods", ",".join(METHODS), "--trials", str(TRIALS), "--name", "killed")
+PATIENCE = 90  # seconds for a process to get to a trial
+
+
+def start(small: list[str]) -> subprocess.Popen:
+    """The study as a process of its own; every call of its prior takes a while."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dipa_bench", "study", *small, *OPTIONS],
+        env={**os.environ, "DEN_SLEEP": "0.2"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for(record: Path, process: subprocess.Popen) -> None:
+    """Waits until the trial of a record has begun."""
+    end = time.monotonic() + PATIENCE
+    while not (record / records.RECORD).exists():
+        assert process.poll() is None, "the study ended by itself"
+        assert time.monotonic() < end, "the study never got there"
+        time.sleep(0.01)
+
+
+def kill(process: subprocess.Popen, place: Path) -> set[tuple[str, int]]:
+    """Kills a study; the trials, as method and number, that it leaves running."""
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return {
+        (trial.method, trial.number)
+        for method in METHODS
+        for trial in trial_records(place / method)
+        if trial.state == "running"
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_study_killed_twice_ends_like_one_that_never_was(
+    work: Path, small: list[str], study, furnish, tmp_path: Path, monkeypatch
+) -> None:
+    place = work / "mlruns" / "studies" / "killed"
+    chance, victims = random.Random(0), set()
+    process = start(small)
+    try:
+        wait_for(place / "identity" / "trial-0002", process)
+        assert "is being run by another process" in study(*OPTIONS).line
+        time.sleep(chance.uniform(0, 0.3))
+    finally:
+        victims |= kill(process, place)
+    process = start(small)
+    try:
+        wait_for(place / "scalar" / "trial-0001", process)
+        time.sleep(chance.uniform(0, 0.3))
+    finally:
+        victims |= kill(process, place)
+    assert victims, "no kill hit a trial"
+    assert study(*OPTIONS).code == 0
+
+    whole = furnish(tmp_path / "whole")
+    monkeypatch.chdir(whole)
+    assert study(*OPTIONS).code == 0
+    for method in METHODS:
+        ours = trial_records(place / method)
+        theirs = trial_records(whole / "mlruns" / "studies" / "killed" / method)
+        finished = [trial for trial in ours if trial.state == "finished"]
+        assert [trial.notes["index"] for trial in finished] == list(range(TRIALS))
+        others = {(method, trial.number) for trial in ours if trial not in finished}
+        assert others == {victim for victim in victims if victim[0] == method}
+        assert {trial.state for trial in ours} <= {"finished", "interrupted"}
+        assert [(trial.params, trial.metrics["val/psnr"]) for trial in finished] == [
+            (trial.params, trial.metrics["val/psnr"]) for trial in theirs
+        ]
+        one, other = (records.read(folder / method) for folder in (place, theirs_of(whole)))
+        assert one.params == other.params
+        assert one.metrics["test/psnr"] == other.metrics["test/psnr"]
+        assert states_in_journal(place / method) == [
+            "COMPLETE" if trial.state == "finished" else "FAIL" for trial in ours
+        ]
+    sent = sent_runs(work)
+    expected = [
+        (method, trial.number, trial.state)
+        for method in METHODS
+        for trial in trial_records(place / method)
+    ]
+    assert sorted(sent) == sorted(expected)
+
+
+def theirs_of(folder: Path) -> Path:
+    return folder / "mlruns" / "studies" / "killed"
+
+
+def states_in_journal(folder: Path) -> list[str]:
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    storage = optuna.storages.JournalStorage(backend)
+    found = optuna.load_study(study_name=folder.name, storage=storage)
+    return [trial.state.name for trial in found.trials]
+
+
+def sent_runs(folder: Path) -> list[tuple[str, int, str]]:
+    """Method, number and state of every trial in the store."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(experiment_name("sr"))
+    return [
+        (tags["dipa.method"], int(tags["dipa.number"]), tags["dipa.state"])
+        for run in client.search_runs([experiment.experiment_id])
+        if (tags := run.data.tags)["dipa.kind"] == "trial"
+    ]

@@ -1,0 +1,104 @@
+"""What the numerical tests share; everything heavy is imported only when a fixture is used."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
+
+
+def average_matrix(height: int, width: int) -> np.ndarray:
+    """The circular 3 x 3 binomial average as a dense matrix, written out tap by tap."""
+    taps = {-1: 0.25, 0: 0.5, 1: 0.25}
+    matrix = np.zeros((height * width, height * width))
+    for row in range(height):
+        for column in range(width):
+            for down, first in taps.items():
+                for right, second in taps.items():
+                    source = (row + down) % height * width + (column + right) % width
+                    matrix[row * width + column, source] += first * second
+    return matrix
+
+
+@pytest.fixture(scope="session")
+def smoother() -> Callable[..., np.ndarray]:
+    """The stand-in prior of `dipa_bench.testing.problems` as a matrix W: (h, w, sigma) -> W."""
+
+    def build(height: int, width: int, sigma: float) -> np.ndarray:
+        weight = sigma / (sigma + 0.1)
+        return (1 - weight) * np.eye(height * width) + weight * average_matrix(height, width)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def dense_sr() -> Callable[..., np.ndarray]:
+    """Blur and decimation as a matrix, from the definition: (h, w, factor, sigma) -> A."""
+
+    @functools.cache
+    def build(height: int, width: int, factor: int, sigma: float = 1.0) -> np.ndarray:
+        offsets = range(-4, 5)
+        kernel = {
+            (i, j): np.exp(-(i * i + j * j) / (2 * sigma**2)) for i in offsets for j in offsets
+        }
+        total = sum(kernel.values())
+        rows = []
+        for top in range(0, height, factor):
+            for left in range(0, width, factor):
+                row = np.zeros((height, width))
+                for (i, j), weight in kernel.items():
+                    row[(top - i) % height, (left - j) % width] += weight / total
+                rows.append(row.ravel())
+        return np.array(rows)
+
+    return build
+
+
+@pytest.fixture
+def context(tmp_path) -> Callable:
+    """A fit's context with a budget: (seed, epochs=..., ...) -> FitContext."""
+    from dipa_bench.learning import lmmse
+    from dipa_bench.learning.teachers import TeacherCache
+    from dipa_bench.methods import Budget, FitContext
+
+    def build(seed: int = 0, report: Callable | None = None, **budget: int) -> FitContext:
+        extra = {} if report is None else {"report": report}
+        return FitContext(
+            seed=seed,
+            budget=Budget(**budget),
+            teachers=TeacherCache(tmp_path / "teachers"),
+            lmmse=lmmse.fit,
+            **extra,
+        )
+
+    return build
+
+
+@pytest.fixture
+def from_matrix() -> Callable:
+    """A deepinv physics y = M x on 1 x side x side images, from an m x n array."""
+    import torch
+    from deepinv.physics import LinearPhysics
+
+    class Matrix(LinearPhysics):
+        def __init__(self, matrix: np.ndarray) -> None:
+            super().__init__()
+            self.matrix = torch.from_numpy(matrix)
+            self.side = round(matrix.shape[1] ** 0.5)
+            self.calls = 0
+
+        def A(self, x, **parameters):  # noqa: N802
+            self.calls += 1
+            return x.flatten(1).to(self.matrix.dtype) @ self.matrix.T
+
+        def A_adjoint(self, y, **parameters):  # noqa: N802
+            self.calls += 1
+            found = (y @ self.matrix.conj()).view(-1, 1, self.side, self.side)
+            return found.real if found.is_complex() else found
+
+    return Matrix

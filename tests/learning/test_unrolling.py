@@ -1,0 +1,204 @@
+"""The training loop, with losses made up for the purpose."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from dipa_bench.errors import Diverged, Pruned
+from dipa_bench.evaluation.metrics import psnr
+from dipa_bench.learning.unrolling import TrainParameters, train, validate
+from dipa_bench.preconditioners import Dense
+from dipa_bench.solvers import SolveParameters
+from dipa_bench.testing.problems import small_task
+
+
+@pytest.fixture
+def task():
+    return small_task(shape=(1, 12, 12), iterations=2)
+
+
+def prepared(task, context):
+    solve = SolveParameters(strength=0.1)
+    return context.reconstructor(task, solve, Dense(task.shape))
+
+
+def supervised(task, reconstructor):
+    def loss(batch):
+        estimate = reconstructor.run(batch.measurement, task.student).estimate
+        return (estimate - batch.truth).square().mean()
+
+    return loss
+
+
+def run(task, context, loss=None, **parameters):
+    reconstructor = prepared(task, context)
+    loss = loss or supervised(task, reconstructor)
+    train(reconstructor, loss, task.images.train, TrainParameters(**parameters), task, context)
+    return reconstructor
+
+
+def test_the_best_epoch_is_kept(task, context):
+    """The operator returned has the highest validation PSNR of the series, not the last one."""
+    ends = []
+    for rate in (1e-2, 5e-2):  # the second one overshoots
+        found = context(epochs=6, batch_size=3)
+        made = run(task, found, learning_rate=rate)
+        series = dict(found.series["val/psnr_by_epoch"])
+        quality = validate(made, task, task.images.validation)
+        assert quality == pytest.approx(max(series.values()), abs=1e-4)
+        assert series[found.notes["best_epoch"]] == max(series.values())
+        assert sorted(series) == list(range(7))
+        ends.append(series[6] == max(series.values()))
+    assert not all(ends)  # at least once the last epoch was not the best
+
+
+def test_a_bad_loss_leaves_the_identity(task, context):
+    """When every epoch is worse than the start, epoch 0 comes back bit by bit."""
+    reconstructor = None
+
+    def away(batch):
+        return -supervised(task, reconstructor)(batch) + 1
+
+    found = context(epochs=3, batch_size=3)
+    reconstructor = prepared(task, found)
+    train(
+        reconstructor,
+        away,
+        task.images.train,
+        TrainParameters(learning_rate=1e-2),
+        task,
+        found,
+    )
+    assert torch.equal(reconstructor.preconditioner.matrix, torch.eye(144))
+    assert found.notes["best_epoch"] == 0
+
+
+def test_validation_is_the_mean_psnr(task, context):
+    """Of the budget's images; minus infinity when one is not finite."""
+    found = context(validation_images=3)
+    reconstructor = prepared(task, found)
+    images = task.images.validation.first(3)
+    estimate = reconstructor.run(task.measure(images), task.student).estimate
+    expected = psnr(estimate, images.pixels).mean().item()
+    assert validate(reconstructor, task, images) == pytest.approx(expected)
+    with torch.no_grad():
+        reconstructor.preconditioner.matrix[0, 0] = math.nan
+    assert validate(reconstructor, task, images) == -math.inf
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 5e3])
+def test_losses_that_leave_the_numbers(task, context, bad):
+    """NaN, infinity, or a thousandfold of the first: `Diverged`, and the reason has the value."""
+    values = iter([1.0, 2.0, bad, 1.0])
+    found = context(epochs=5, batch_size=3)
+    reconstructor = prepared(task, found)
+
+    def loss(batch):
+        return next(values) + 0 * reconstructor.preconditioner.matrix.sum()
+
+    reason = re.escape(f"training loss {bad:.3g} in epoch 2 (first: 1)")
+    with pytest.raises(Diverged, match=reason):
+        train(reconstructor, loss, task.images.train, TrainParameters(), task, found)
+
+
+def test_a_negative_loss_is_no_divergence(task, context):
+    """A loss may start below zero and come back to small positive numbers."""
+    values = iter([-1.0, -0.5, 0.5, 0.9])
+    found = context(epochs=2, batch_size=3)
+    reconstructor = prepared(task, found)
+
+    def loss(batch):
+        return next(values) + 0 * reconstructor.preconditioner.matrix.sum()
+
+    train(reconstructor, loss, task.images.train, TrainParameters(), task, found)
+
+
+def test_pruning_stops_the_fit(task, context):
+    """A report that raises `Pruned` after epoch 2 ends the training there."""
+    reports = []
+
+    def report(step, value):
+        reports.append((step, value))
+        if step == 2:
+            raise Pruned("others were ahead")
+
+    found = context(epochs=9, batch_size=3, report=report)
+    with pytest.raises(Pruned, match="ahead"):
+        run(task, found)
+    assert [step for step, _ in reports] == [1, 2]
+    assert reports == found.series["val/psnr_by_epoch"][1:]
+    assert len(found.series["train/loss"]) == 2
+
+
+def test_every_image_is_seen_once_per_epoch(task, context):
+    """In batches of the budget's size, in an order that changes from epoch to epoch."""
+    seen = []
+    found = context(epochs=3, batch_size=4)
+    reconstructor = prepared(task, found)
+    measured, truth = task.measure(task.images.train), task.pixels(task.images.train)
+
+    def loss(batch):
+        seen.append(batch.index.tolist())
+        assert torch.equal(batch.measurement, measured[batch.index])
+        assert torch.equal(batch.truth, truth[batch.index])
+        return reconstructor.preconditioner.matrix.square().mean()
+
+    train(reconstructor, loss, task.images.train, TrainParameters(), task, found)
+    assert [len(index) for index in seen] == [4, 2] * 3
+    epochs = [seen[i] + seen[i + 1] for i in (0, 2, 4)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_the_whole_gradient_is_clipped(task, context):
+    """Its norm never exceeds `clip`, as the optimiser sees it."""
+    norms = []
+    found = context(epochs=1, batch_size=6)
+    reconstructor = prepared(task, found)
+    operator = reconstructor.preconditioner
+
+    def loss(batch):
+        return 1e4 * operator.matrix.sum()
+
+    original = torch.optim.Adam.step
+
+    def step(self, *arguments, **options):
+        norms.append(operator.matrix.grad.norm().item())
+        return original(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        train(reconstructor, loss, task.images.train, TrainParameters(clip=0.5), task, found)
+    assert norms == [pytest.approx(0.5, rel=1e-3)]
+
+
+def test_adamw_decays_and_adam_does_not(task, context):
+    """A loss without gradient: adamw shrinks I by (1 - rate * decay) each step, adam leaves it."""
+    ends = {}
+    for name in ("adam", "adamw"):
+        found = context(epochs=2, batch_size=6)
+        reconstructor = prepared(task, found)
+        operator = reconstructor.preconditioner
+        seen = []
+
+        def loss(batch, operator=operator, seen=seen):
+            seen.append(operator.matrix[0, 0].item())
+            return 0 * operator.matrix.sum() + 1
+
+        parameters = TrainParameters(optimizer=name, learning_rate=0.01, weight_decay=0.5)
+        train(reconstructor, loss, task.images.train, parameters, task, found)
+        ends[name] = seen[-1]
+    assert ends["adam"] == 1
+    assert ends["adamw"] == pytest.approx(1 - 0.01 * 0.5, rel=1e-6)
+
+
+def test_progress_is_told(task, context):
+    """One call for each epoch with its loss and PSNR."""
+    told = []
+    found = context(epochs=3, batch_size=6)
+    found.progress = told.append
+    run(task, found)
+    assert [(step.epoch, step.epochs) for step in told] == [(1, 3), (2, 3), (3, 3)]
+    assert [(step.epoch, step.loss) for step in told] == found.series["train/loss"]

@@ -1,0 +1,225 @@
+"""What a trial tries: known points, Sobol, TPE; the same again after any interruption."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.stats.qmc import Sobol
+
+from dipa_bench import digests
+from dipa_bench.search import journal, sampling
+from dipa_bench.search.runs import Row, relative
+from dipa_bench.search.sampling import NumberedSampler, sobol_point
+from dipa_bench.search.study import study_folder
+from dipa_bench.testing import small_task
+from dipa_bench.tracking import records
+from dipa_bench.tracking.records import RunRecord
+
+SPACE = {
+    "a": FloatDistribution(-1.0, 3.0),
+    "b": FloatDistribution(1e-4, 1e2, log=True),
+    "c": CategoricalDistribution(("x", "y", "z")),
+    "d": IntDistribution(2, 5),
+}
+
+
+def draws(count: int, seed: int = 1, space=SPACE, known=(), value=None) -> list[dict]:
+    """Parameters of the first `count` trials of a fresh in-memory search."""
+    sampler = NumberedSampler(space, seed, known)
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    found = []
+    for index in range(count):
+        sampler.index = index
+        trial = study.ask(space)
+        found.append(trial.params)
+        study.tell(trial, value(trial.params) if value else float(index))
+    return found
+
+
+def test_sobol_points_are_scipys_of_the_same_seed() -> None:
+    unit = Sobol(4, scramble=True, rng=np.random.default_rng(77)).random(16)
+    for index, (a, b, c, d) in enumerate(unit.tolist()):
+        found = sobol_point(SPACE, index, 77)
+        assert found["a"] == pytest.approx(-1 + 4 * a)
+        assert found["b"] == pytest.approx(math.exp(math.log(1e-4) + b * math.log(1e6)))
+        assert found["c"] == "xyz"[int(3 * c)]
+        assert found["d"] == 2 + int(4 * d)
+        assert type(found["d"]) is int
+
+
+def test_every_choice_and_whole_number_gets_its_share() -> None:
+    points = [sobol_point(SPACE, index, 5) for index in range(512)]
+    for name, values in (("c", "xyz"), ("d", (2, 3, 4, 5))):
+        counts = [sum(point[name] == value for point in points) for value in values]
+        assert min(counts) > 0.9 * 512 / len(values)
+
+
+def test_whole_numbers_on_a_logarithmic_scale_stay_inside() -> None:
+    space = {"n": IntDistribution(1, 8, log=True)}
+    found = [sobol_point(space, index, 3)["n"] for index in range(256)]
+    assert set(found) == set(range(1, 9))
+    assert found.count(1) > found.count(2) > found.count(4) > found.count(8)
+
+
+@pytest.mark.parametrize("space", [{}, {"one": FloatDistribution(0.5, 0.5)}])
+def test_a_space_without_freedom(space) -> None:
+    assert draws(18, space=space) == [{name: 0.5 for name in space}] * 18
+
+
+def test_draws_depend_on_seed_and_index_alone() -> None:
+    assert draws(6, seed=1) == draws(12, seed=1)[:6]
+    assert draws(6, seed=1)[0] != draws(6, seed=2)[0]
+    assert draws(4) == [sobol_point(SPACE, index, 1) for index in range(4)]
+
+
+def test_known_points_come_first_and_are_filled_up() -> None:
+    known = [{"a": 0.0, "b": 1.0, "c": "y", "d": 3}, {"a": 2.0}]
+    found = draws(4, known=known)
+    assert found[0] == known[0]
+    assert found[1] == sobol_point(SPACE, 1, 1) | {"a": 2.0}
+    assert found[2:] == [sobol_point(SPACE, index, 1) for index in (2, 3)]
+
+
+def test_tpe_takes_over_and_goes_where_it_was_good() -> None:
+    def bowl(params: dict) -> float:
+        return -((params["a"] - 1) ** 2)
+
+    count = sampling.TPE_FROM + 8
+    found = draws(count, value=bowl)
+    assert found == draws(count, value=bowl)
+    assert found[:16] == [sobol_point(SPACE, index, 1) for index in range(16)]
+    later = found[16:]
+    assert all(point != sobol_point(SPACE, 16 + i, 1) for i, point in enumerate(later))
+    mean = np.mean([abs(point["a"] - 1) for point in later])
+    assert mean < np.mean([abs(point["a"] - 1) for point in found[:16]])
+    assert found[16:] != draws(count, value=lambda params: -bowl(params))[16:]
+
+
+def test_tpe_works_where_nothing_ever_finished() -> None:
+    sampler = NumberedSampler(SPACE, 1)
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    for index in range(18):
+        sampler.index = index
+        study.tell(study.ask(SPACE), state=optuna.trial.TrialState.FAIL)
+    assert len(study.trials) == 18
+
+
+# ---------------------------------------------------------------------------- in a study
+
+
+def trials(root: Path, row: str = "identity", name: str = "small") -> list[RunRecord]:
+    found = journal.trial_records(study_folder(root, name) / row)
+    return [record for record in found if record.state != "interrupted"]
+
+
+def essence(root: Path, row: str = "identity") -> list[tuple]:
+    return [
+        (record.notes["index"], record.seed, record.params, record.metrics["val/psnr"])
+        for record in trials(root, row)
+    ]
+
+
+def test_defaults_then_published_then_sobol(tmp_path: Path, lab: SimpleNamespace) -> None:
+    study = lab.resolved(["identity"], trials=4)
+    lab.search(study, tmp_path, "identity")
+    task, row = small_task(), Row.of(study, "identity")
+    found = [record.params for record in trials(tmp_path)]
+    assert found[0] == row.defaults(task)
+    published = relative(row.published(task), task.largest())
+    space = row.space(task)
+    admitted = {name for name in space if space[name].admits(published[name])}
+    assert admitted >= {"solve.momentum", "solve.start", "solve.strength"}
+    seed = digests.seed(0, "identity", "search")
+    second = sobol_point(row.distributions(task), 1, seed)
+    expected = second | {name: published[name] for name in admitted}
+    assert {name: found[1][name] for name in space} == expected
+    for index in (2, 3):
+        expected = sobol_point(row.distributions(task), index, seed)
+        assert {name: found[index][name] for name in space} == expected
+
+
+def test_absolute_published_settings_are_converted() -> None:
+    values = {"solve.units": "absolute", "solve.step": 0.4, "solve.weight": 1.0}
+    assert relative(values, 0.25)["solve.step"] == pytest.approx(0.1)
+    assert relative(values, 0.25)["solve.weight"] == pytest.approx(4.0)
+    assert relative({"solve.step": 0.4}, 0.25) == {"solve.step": 0.4}
+
+
+@pytest.mark.parametrize("row", ["identity", "ldipa"])
+def test_three_and_three_is_six(row: str, tmp_path: Path, lab: SimpleNamespace) -> None:
+    at_once, in_parts = tmp_path / "a", tmp_path / "b"
+    whole = lab.search(lab.resolved([row], trials=6), at_once, row)
+    lab.search(lab.resolved([row], trials=3), in_parts, row)
+    assert len(trials(in_parts, row)) == 3
+    resumed = lab.search(lab.resolved([row], trials=6), in_parts, row)
+    assert essence(at_once, row) == essence(in_parts, row)
+    assert [entry[0] for entry in essence(in_parts, row)] == list(range(6))
+    assert whole.params == resumed.params
+    assert whole.metrics["test/psnr"] == resumed.metrics["test/psnr"]
+
+
+def test_tpe_goes_on_as_if_never_stopped(tmp_path: Path, lab: SimpleNamespace) -> None:
+    at_once, in_parts = tmp_path / "a", tmp_path / "b"
+    lab.search(lab.resolved(["identity"], trials=20), at_once, "identity")
+    for count in (17, 18, 20):
+        lab.search(lab.resolved(["identity"], trials=count), in_parts, "identity")
+    assert essence(at_once) == essence(in_parts)
+
+
+class Killed(BaseException):
+    """Ends a study as a kill would: nothing more is written."""
+
+
+@pytest.mark.parametrize("victims", [(0,), (1,), (4,), (0, 1, 5)])
+def test_a_killed_trial_is_run_again_as_it_was(
+    victims: tuple, tmp_path: Path, lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, in_parts = tmp_path / "a", tmp_path / "b"
+    study = lab.resolved(["ldipa"], trials=6)
+    whole = lab.search(study, at_once, "ldipa")
+    real, pending = records.write, list(victims)
+
+    def write(folder: Path, record: RunRecord) -> None:
+        real(folder, record)
+        ours = record.kind == "trial" and record.state == "running"
+        if ours and pending and record.notes["index"] == pending[0]:
+            pending.pop(0)
+            raise Killed
+
+    monkeypatch.setattr(records, "write", write)
+    for _ in victims:
+        with pytest.raises(Killed):
+            lab.search(study, in_parts, "ldipa")
+    resumed = lab.search(study, in_parts, "ldipa")
+    assert essence(at_once, "ldipa") == essence(in_parts, "ldipa")
+    assert resumed.params == whole.params
+    folder = study_folder(in_parts, "small") / "ldipa"
+    states = [record.state for record in journal.trial_records(folder)]
+    assert states.count("interrupted") == len(victims)
+    assert states.count("finished") + states.count("pruned") == 6
+
+
+def test_another_seed_is_another_search(tmp_path: Path, lab: SimpleNamespace) -> None:
+    for seed in (0, 1):
+        lab.search(
+            lab.resolved(["identity"], trials=4, seed=seed), tmp_path / str(seed), "identity"
+        )
+    first, second = essence(tmp_path / "0"), essence(tmp_path / "1")
+    assert first[0][2] == second[0][2]  # the defaults
+    assert first[0][1] != second[0][1]
+    assert all(a[2] != b[2] for a, b in zip(first[2:], second[2:], strict=True))
+
+
+def test_two_rows_of_one_method_search_apart(tmp_path: Path, lab: SimpleNamespace) -> None:
+    study = lab.resolved({"identity": {}, "plain": {"method": "identity"}}, trials=4)
+    for row in study.methods:
+        lab.search(study, tmp_path, row)
+    ours, theirs = essence(tmp_path), essence(tmp_path, "plain")
+    assert ours[0][2] == theirs[0][2]
+    assert ours[3][2] != theirs[3][2]
