@@ -6,6 +6,7 @@ With step 1 and no momentum one step is exactly the proximal data step of half-q
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -48,46 +49,79 @@ class InverseHessian(Preconditioner):
 
     Args:
         mu: absolute damping.
+        operator_calls: of A or A^T in one application; 0 for the closed form, which makes none.
     """
 
-    operator_calls = 0
-
-    def __init__(self, mu: float) -> None:
+    def __init__(self, mu: float, operator_calls: int = 0) -> None:
         super().__init__()
         self.mu = mu
+        self.operator_calls = operator_calls
 
     def forward(self, gradient: Tensor, state: State) -> Tensor:
         physics = state.physics
         if has_closed_form(physics, gradient.shape):
             zero = state.measurement.new_zeros(len(gradient), *state.measurement.shape[1:])
             return physics.prox_l2(gradient / self.mu, zero, gamma=1 / self.mu)
-        return self._solve(gradient, physics)
+        return _conjugate_gradients(gradient, physics, self.mu)
 
     def spectral_bound(self, largest: float) -> float:
         return largest / (largest + self.mu)
 
-    def _solve(self, gradient: Tensor, physics: LinearPhysics) -> Tensor:
-        """Conjugate gradients on each image's normalised gradient.
 
-        deepinv's has an absolute epsilon in its denominators that shrinks the answer to small
-        right-hand sides; normalised, its error is bounded by the relative residual alone.
-        """
-        norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).view(-1, 1, 1, 1)
-        unit = gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
-        solution = conjugate_gradient(
-            lambda v: physics.A_adjoint(physics.A(v)) + self.mu * v,
-            unit,
-            max_iter=MOST,
-            tol=TOLERANCE,
-            eps=torch.finfo(gradient.dtype).tiny,
-            verbose=False,
-        )
-        return norm * solution
+def _conjugate_gradients(
+    gradient: Tensor,
+    physics: LinearPhysics,
+    mu: float,
+    applied: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """(A^T A + mu I)^-1 g by conjugate gradients on each image's normalised gradient.
+
+    deepinv's has an absolute epsilon in its denominators that shrinks the answer to small
+    right-hand sides; normalised, its error is bounded by the relative residual alone.
+
+    Args:
+        gradient: g, B x C x H x W.
+        physics: A.
+        mu: absolute damping.
+        applied: called at every application of A^T A.
+    """
+
+    def normal(v: Tensor) -> Tensor:
+        applied()
+        return physics.A_adjoint(physics.A(v)) + mu * v
+
+    norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).view(-1, 1, 1, 1)
+    unit = gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
+    solution = conjugate_gradient(
+        normal,
+        unit,
+        max_iter=MOST,
+        tol=TOLERANCE,
+        eps=torch.finfo(gradient.dtype).tiny,
+        verbose=False,
+    )
+    return norm * solution
+
+
+@torch.no_grad()
+def calls_of_one_solve(task: Task, mu: float) -> int:
+    """Applications of A or A^T that the conjugate gradients make on a training image's A^T y."""
+    calls = 0
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+
+    gradient = task.student.A_adjoint(task.measure(task.images.train.first(1)))
+    _conjugate_gradients(gradient, task.student, mu, count)
+    return 2 * calls
 
 
 def fit(task: Task, parameters: HessianParameters, context: FitContext) -> Iterative:
-    operator = InverseHessian(parameters.mu * task.largest())
-    context.notes["closed_form"] = has_closed_form(task.student, task.shape)
+    mu = parameters.mu * task.largest()
+    closed = has_closed_form(task.student, task.shape)
+    context.notes["closed_form"] = closed
+    operator = InverseHessian(mu, 0 if closed else calls_of_one_solve(task, mu))
     return context.reconstructor(task, parameters.solve, operator)
 
 

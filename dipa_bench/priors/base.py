@@ -99,7 +99,7 @@ class Scaled(nn.Module):
         return scale * self.denoiser(noisy / scale)
 
 
-SIGMA = Strength("sigma", default=0.05, low=0.005, high=0.3, published=2 / 255)
+SIGMA = Strength("sigma", default=0.1, low=0.005, high=0.3, published=2 / 255)
 SCALE = Strength("scale", default=1.0, low=0.5, high=40.0, published=1.0)
 THRESHOLD = Strength("threshold", default=0.02, low=1e-3, high=1.0, published=2 / 255)
 

@@ -64,6 +64,11 @@ class Row:
             found[name] = parameters.Search(spec.low, spec.high, spec.log, tuple(spec.choices))
         return {name: search for name, search in found.items() if name not in self.spec.set}
 
+    def solver_names(self, task: Task) -> list[str]:
+        """The searched solver settings, frozen ones included: every row of a study has the same."""
+        found = parameters.space(self.method.parameters, task.solver, task)
+        return [name for name in found if name.startswith("solve.")]
+
     def distributions(self, task: Task) -> dict[str, BaseDistribution]:
         """The same for Optuna."""
         whole = parameters.integers(self.method.parameters)

@@ -41,10 +41,15 @@ class NumberedSampler(BaseSampler):
     resumed search goes on as if it had never stopped, and a trial that a dead process left behind
     is drawn again as it was.
 
+    Below `TPE_FROM` all rows of a study try the same solver settings in the same trials, so that
+    two operators that do the same come out the same, and not as the luckier of two draws.
+
     Args:
         space: parameter to distribution.
         seed: of this row's search.
         known: points to try first; what one leaves open comes from the Sobol sequence.
+        shared: parameters that rows have in common, frozen ones included, always in one order.
+        shared_seed: of their own Sobol sequence; the same for all rows of a study.
     """
 
     def __init__(
@@ -52,10 +57,14 @@ class NumberedSampler(BaseSampler):
         space: Mapping[str, BaseDistribution],
         seed: int,
         known: Sequence[Mapping[str, Value]] = (),
+        shared: Sequence[str] = (),
+        shared_seed: int = 0,
     ) -> None:
         self._space = dict(space)
         self._seed = seed
         self._known = tuple(known)
+        self._shared = tuple(shared)
+        self._shared_seed = shared_seed
         self.index = 0
 
     def infer_relative_search_space(
@@ -68,9 +77,14 @@ class NumberedSampler(BaseSampler):
     ) -> dict[str, Any]:
         if self.index < max(TPE_FROM, len(self._known)):
             known = self._known[self.index] if self.index < len(self._known) else {}
-            return sobol_point(self._space, self.index, self._seed) | dict(known)
+            return self._sobol() | dict(known)
         open_ones = {name: found for name, found in search_space.items() if not found.single()}
         return self._tpe().sample_relative(study, trial, open_ones)
+
+    def _sobol(self) -> dict[str, Value]:
+        own = [name for name in self._space if name not in self._shared]
+        common = sobol_point(self._space, self.index, self._shared_seed, self._shared)
+        return common | sobol_point(self._space, self.index, self._seed, own)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
@@ -84,17 +98,33 @@ class NumberedSampler(BaseSampler):
             return TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
 
 
-def sobol_point(space: Mapping[str, BaseDistribution], index: int, seed: int) -> dict[str, Value]:
-    """The `index`-th point of a scrambled Sobol sequence over `space`."""
+def sobol_point(
+    space: Mapping[str, BaseDistribution],
+    index: int,
+    seed: int,
+    names: Sequence[str] | None = None,
+) -> dict[str, Value]:
+    """The `index`-th point of a scrambled Sobol sequence, one axis for each of `names`.
+
+    Args:
+        space: parameter to distribution.
+        index: of the point.
+        seed: of the scrambling.
+        names: the axes; those of `space` unless given.
+
+    Returns:
+        Values for those of `names` that `space` has; the others' axes are left unused.
+    """
     from scipy.stats.qmc import Sobol
 
-    if not space:
+    names = list(space) if names is None else names
+    if not names:
         return {}
-    engine = Sobol(len(space), scramble=True, rng=np.random.default_rng(seed))
+    engine = Sobol(len(names), scramble=True, rng=np.random.default_rng(seed))
     if index:
         engine.fast_forward(index)
-    unit = engine.random(1)[0]
-    return {name: _at(space[name], u) for name, u in zip(space, unit.tolist(), strict=True)}
+    unit = dict(zip(names, engine.random(1)[0].tolist(), strict=True))
+    return {name: _at(space[name], u) for name, u in unit.items() if name in space}
 
 
 def _at(found: BaseDistribution, u: float) -> Value:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
+import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
@@ -13,10 +14,17 @@ from dipa_bench.errors import unknown
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers import momentum as momentum_rules
-from dipa_bench.solvers.trajectory import Recorder, Trajectory
+from dipa_bench.solvers.trajectory import CURVES, Recorder, Trajectory
 
 Number = float | Tensor  # a number, or one per image as B x 1 x 1 x 1
 STARTS = ("adjoint", "zero", "preconditioned", "lmmse")
+
+
+def descend(point: Tensor, direction: Tensor, step: Number) -> Tensor:
+    """point - step * direction, in one pass over memory."""
+    if isinstance(step, Tensor):
+        return torch.addcmul(point, direction, step, value=-1)
+    return torch.sub(point, direction, alpha=step)
 
 
 class Solver(ABC):
@@ -89,7 +97,8 @@ class Solver(ABC):
     def step(self, state: State, direction: Tensor) -> State:
         """The next iteration's state, its gradient not yet taken; the memory stays as it is."""
         iterate = self.update(state.point, direction)
-        ahead = iterate + self.momentum(state.iteration) * (iterate - state.iterate)
+        momentum = self.momentum(state.iteration)
+        ahead = torch.lerp(state.iterate, iterate, 1 + momentum) if momentum else iterate
         return replace(
             state,
             iteration=state.iteration + 1,
@@ -113,7 +122,7 @@ class Solver(ABC):
         physics: LinearPhysics,
         preconditioner: Preconditioner,
         *,
-        record: bool = False,
+        record: bool | Collection[str] = False,
         reference: Tensor | None = None,
     ) -> Trajectory:
         """Reconstructs a batch.
@@ -122,10 +131,11 @@ class Solver(ABC):
             measurement: y, B x ...
             physics: A.
             preconditioner: P.
-            record: whether to keep per-image curves (about a tenth more time).
+            record: whether to keep per-image curves: all, none, or some of `CURVES`.
             reference: true images for the curves' error, B x C x H x W.
         """
-        recorder = Recorder(self.iterations, reference) if record else None
+        wanted = CURVES if record is True else record
+        recorder = Recorder(self.iterations, reference, wanted) if record else None
         state = self.start(measurement, physics, preconditioner)
         for iteration in range(self.iterations):
             state = self.linearise(state)

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from dipa_bench.priors.base import Prior
-from dipa_bench.solvers.base import Number, Solver
+from dipa_bench.solvers.base import Number, Solver, descend
 
 
 class PnPFISTA(Solver):
     """x_(k+1) = D(z_k - alpha P(grad f(z_k)); strength), DIPA (4)."""
 
     def update(self, point: Tensor, direction: Tensor) -> Tensor:
-        return self.prior(point - self.step_size * direction, self.strength)
+        return self.prior(descend(point, direction, self.step_size), self.strength)
 
 
 class REDFISTA(Solver):
@@ -30,4 +30,4 @@ class REDFISTA(Solver):
 
     def update(self, point: Tensor, direction: Tensor) -> Tensor:
         pull = self.weight * (point - self.prior(point, self.strength))
-        return point - self.step_size * (direction + pull)
+        return descend(point, direction + pull, self.step_size)

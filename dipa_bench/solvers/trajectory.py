@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from dipa_bench.preconditioners import State
 
-BUFFER = 2**22  # numbers held until their curves are computed: 16 MiB of float32
+CURVES = ("mse", "residual", "step_norm")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Curves:
     """Per-image curves of one run; row k belongs to x_k, row 0 to the start.
 
     Attributes:
-        mse: mean squared error against the reference, (K + 1) x B; NaN without a reference.
+        mse: mean squared error against the reference, (K + 1) x B; NaN without a reference. Like
+            each of the three NaN throughout where it was not asked for.
         residual: ||A x_k - y||, (K + 1) x B.
         step_norm: ||x_k - x_(k-1)||, (K + 1) x B; 0 in row 0.
     """
@@ -47,9 +49,6 @@ class Trajectory:
 class Recorder:
     """Follows a run and turns it into curves, in one tensor allocated beforehand.
 
-    An iteration costs two copies into a buffer; the arithmetic is done for many iterations at a
-    time, whenever the buffer is full and at the end.
-
     The residual at x_k costs no operator call: the solver knows A z - y at the extrapolated points
     z_k = x_k + m_(k-1) (x_k - x_(k-1)), and A is linear, so
     A x_k - y = [(A z_k - y) + m_(k-1) (A x_(k-1) - y)] / (1 + m_(k-1)).
@@ -57,14 +56,17 @@ class Recorder:
     Args:
         iterations: K.
         reference: the true images, B x C x H x W, or None.
+        wanted: which of `CURVES` to follow; the others stay NaN.
     """
 
-    def __init__(self, iterations: int, reference: Tensor | None) -> None:
+    def __init__(
+        self, iterations: int, reference: Tensor | None, wanted: Collection[str] = CURVES
+    ) -> None:
         self._rows = iterations + 1
-        self._reference = reference
-        self._curves: Tensor | None = None
+        self._reference = reference if "mse" in wanted else None
+        self._wanted = frozenset(wanted)
+        self._norms: Tensor | None = None
 
-    @torch.no_grad()
     def observe(self, state: State, momentum: float) -> None:
         """Records x_k from a state whose residual was taken.
 
@@ -72,54 +74,38 @@ class Recorder:
             state: of iteration k.
             momentum: m_(k-1), by which z_k went beyond x_k; 0 at the start.
         """
-        self._write(state.iterate.detach(), state.residual.detach(), momentum)
+        residual = None
+        if "residual" in self._wanted:
+            residual = state.residual.detach()
+            if momentum:
+                residual = torch.lerp(residual, self._residual, momentum / (1 + momentum))
+        self._write(state.iteration, state.iterate.detach(), residual)
 
-    @torch.no_grad()
     def finish(self, state: State) -> Curves:
         """Records x_K, whose residual needs the one operator call of its own."""
-        last = state.iterate.detach()
-        self._write(last, state.physics.A(last) - state.measurement, 0.0)
-        self._flush()
-        squares, residual, step_norm = self._curves
-        return Curves(squares / last[0].numel(), residual.sqrt(), step_norm.sqrt())
+        last, residual = state.iterate.detach(), None
+        if "residual" in self._wanted:
+            with torch.no_grad():
+                residual = state.physics.A(last) - state.measurement
+        self._write(state.iteration, last, residual)
+        error, residual_norm, step_norm = self._norms
+        return Curves(error.square() / last[0].numel(), residual_norm, step_norm)
 
-    def _allocate(self, iterate: Tensor, residual: Tensor) -> None:
-        batch = len(iterate)
-        self._curves = iterate.new_zeros(3, self._rows, batch)
-        if self._reference is None:
-            self._curves[0] = torch.nan
-        held = min(self._rows, 1 + BUFFER // iterate.numel())
-        # Row 0 of a buffer is the last row of the one before it.
-        self._iterates = iterate.new_zeros(held + 1, *iterate.shape)
-        self._residuals = residual.new_zeros(held + 1, *residual.shape)
-        self._iterates[0], self._done, self._filled = iterate, 0, 0
-
-    def _write(self, iterate: Tensor, residual: Tensor, momentum: float) -> None:
-        if self._curves is None:
-            self._allocate(iterate, residual)
-        elif self._filled == len(self._iterates) - 1:
-            self._flush()
-        before, row = self._filled, self._filled + 1
-        self._iterates[row] = iterate
-        weight = momentum / (1 + momentum)
-        torch.lerp(residual, self._residuals[before], weight, out=self._residuals[row])
-        self._filled = row
-
-    def _flush(self) -> None:
-        """Writes the buffer's rows to the curves and keeps the last one."""
-        count = self._filled
-        rows = slice(self._done, self._done + count)
-        iterates = self._iterates[1 : count + 1]
+    def _write(self, row: int, iterate: Tensor, residual: Tensor | None) -> None:
+        if self._norms is None:
+            self._norms = iterate.new_full((3, self._rows, len(iterate)), torch.nan)
+            self._error, self._residual_norm, self._step_norm = map(torch.unbind, self._norms)
+            self._difference = torch.empty_like(iterate, memory_format=torch.contiguous_format)
+            self._flat = self._difference.flatten(1)
+            self._iterate = iterate
         if self._reference is not None:
-            self._curves[0, rows] = _squares(iterates - self._reference)
-        self._curves[1, rows] = _squares(self._residuals[1 : count + 1])
-        self._curves[2, rows] = _squares(iterates - self._iterates[:count])
-        self._iterates[0] = self._iterates[count].clone()
-        self._residuals[0] = self._residuals[count].clone()
-        self._done, self._filled = self._done + count, 0
-
-
-def _squares(batches: Tensor) -> Tensor:
-    """Sum of squared magnitudes per row and image: R x B x ... to R x B."""
-    flat = torch.view_as_real(batches) if batches.is_complex() else batches
-    return torch.linalg.vector_norm(flat.flatten(2), dim=2).square()
+            torch.sub(iterate, self._reference, out=self._difference)
+            torch.linalg.vector_norm(self._flat, dim=1, out=self._error[row])
+        if residual is not None:
+            flat = torch.view_as_real(residual) if residual.is_complex() else residual
+            torch.linalg.vector_norm(flat.flatten(1), dim=1, out=self._residual_norm[row])
+            self._residual = residual
+        if "step_norm" in self._wanted:
+            torch.sub(iterate, self._iterate, out=self._difference)
+            torch.linalg.vector_norm(self._flat, dim=1, out=self._step_norm[row])
+            self._iterate = iterate

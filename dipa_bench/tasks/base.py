@@ -102,8 +102,8 @@ class Task:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
-    _largest: dict[float | None, float] = field(default_factory=dict, repr=False)
-    _teachers: dict[float, LinearPhysics] = field(default_factory=dict, repr=False)
+    _largest: dict[float | None, float] = field(default_factory=dict, init=False, repr=False)
+    _teachers: dict[float, LinearPhysics] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:

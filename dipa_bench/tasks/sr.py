@@ -74,7 +74,7 @@ class SeparableDownsampling(Downsampling):
 
     def A(self, x: Tensor, **parameters: object) -> Tensor:  # noqa: N802, deepinv's name
         """B x C x H x W to B x C x h x w."""
-        return self.rows @ x @ self.columns.mT
+        return self.rows @ (x @ self.columns.mT)
 
     def A_adjoint(self, y: Tensor, **parameters: object) -> Tensor:  # noqa: N802
         """B x C x h x w to B x C x H x W."""

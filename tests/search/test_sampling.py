@@ -120,7 +120,7 @@ def trials(root: Path, row: str = "identity", name: str = "small") -> list[RunRe
 
 def essence(root: Path, row: str = "identity") -> list[tuple]:
     return [
-        (record.notes["index"], record.seed, record.params, record.metrics["val/psnr"])
+        (record.notes["index"], record.seed, record.params, record.metrics.get("val/psnr"))
         for record in trials(root, row)
     ]
 
@@ -135,7 +135,7 @@ def test_defaults_then_published_then_sobol(tmp_path: Path, lab: SimpleNamespace
     space = row.space(task)
     admitted = {name for name in space if space[name].admits(published[name])}
     assert admitted >= {"solve.momentum", "solve.start", "solve.strength"}
-    seed = digests.seed(0, "identity", "search")
+    seed = digests.seed(0, "solver settings")
     second = sobol_point(row.distributions(task), 1, seed)
     expected = second | {name: published[name] for name in admitted}
     assert {name: found[1][name] for name in space} == expected
@@ -216,10 +216,25 @@ def test_another_seed_is_another_search(tmp_path: Path, lab: SimpleNamespace) ->
     assert all(a[2] != b[2] for a, b in zip(first[2:], second[2:], strict=True))
 
 
-def test_two_rows_of_one_method_search_apart(tmp_path: Path, lab: SimpleNamespace) -> None:
+def test_rows_try_the_same_solver_settings(tmp_path: Path, lab: SimpleNamespace) -> None:
     study = lab.resolved({"identity": {}, "plain": {"method": "identity"}}, trials=4)
     for row in study.methods:
         lab.search(study, tmp_path, row)
     ours, theirs = essence(tmp_path), essence(tmp_path, "plain")
-    assert ours[0][2] == theirs[0][2]
-    assert ours[3][2] != theirs[3][2]
+    assert [trial[2:] for trial in ours] == [trial[2:] for trial in theirs]
+
+
+def test_other_methods_and_frozen_settings_do_not_shift_the_shared_draws(
+    tmp_path: Path, lab: SimpleNamespace
+) -> None:
+    rows = {"identity": {}, "hessian": {}, "some": {"method": "identity"}}
+    rows["some"]["set"] = {"solve.step": 0.5}
+    study = lab.resolved(rows, trials=5)
+    for row in rows:
+        lab.search(study, tmp_path, row)
+    plain, other, frozen = (essence(tmp_path, row) for row in rows)
+    settings = [name for name in plain[0][2] if name.startswith("solve.")]
+    for index in range(2, 5):
+        assert all(plain[index][2][name] == other[index][2][name] for name in settings)
+        assert frozen[index][2] == plain[index][2] | {"solve.step": 0.5}
+    assert len({trial[2]["mu"] for trial in other[2:]}) == 3
