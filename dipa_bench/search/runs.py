@@ -37,17 +37,23 @@ OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in the words of safetensors, whi
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a study: a method under a name, with what is frozen and what is searched."""
+    """One row of a study: a method under a name, with what is frozen and what is searched.
+
+    Attributes:
+        tips: the study's known-good points, the same for all rows.
+    """
 
     name: str
     method: Method
     spec: MethodSpec
+    tips: tuple[dict[str, Value], ...] = ()
 
     @staticmethod
     def of(study: StudyFile, name: str) -> Row:
         """The row `name` of a study."""
         spec = study.methods[name]
-        return Row(name, registry.get("methods", spec.method or name), spec)
+        method = registry.get("methods", spec.method or name)
+        return Row(name, method, spec, tuple(study.known))
 
     def defaults(self, task: Task) -> dict[str, Value]:
         """Flat parameters of an untuned run, with the row's frozen ones."""
@@ -77,12 +83,15 @@ class Row:
         }
 
     def known(self, task: Task) -> list[dict[str, Value]]:
-        """Points that a search tries first: the defaults, and the published settings.
+        """Points that a search tries first: the defaults, the published settings, the study's tips.
 
-        Of each, what the search's ranges admit; a point that adds nothing is left out.
+        Of each, what the search's ranges admit; a point that adds nothing is left out. What a tip
+        does not say stays at its default.
         """
         space, points = self.space(task), []
-        for values in (self.defaults(task), relative(self.published(task), task.largest())):
+        defaults = self.defaults(task)
+        published = relative(self.published(task), task.largest())
+        for values in (defaults, published, *(defaults | tip for tip in self.tips)):
             point = {
                 name: values[name]
                 for name, search in space.items()

@@ -81,6 +81,9 @@ class StudyFile(Strict):
     preset: str = "quick"
     problem: Problem = Problem()
     budget: BudgetSpec = BudgetSpec()
+    known: list[dict[str, Value]] = Field(
+        default_factory=list, description="points that every row tries after its own"
+    )
     methods: dict[str, MethodSpec]
     presets: dict[str, Overlay] = Field(default_factory=dict)
 

@@ -166,7 +166,22 @@ def _canonical(study: StudyFile) -> StudyFile:
         name: _canonical_row(name, spec, study.problem.solver)
         for name, spec in study.methods.items()
     }
+    _check_known(study)
     return study.model_copy(update={"methods": rows})
+
+
+def _check_known(study: StudyFile) -> None:
+    """Every known point names parameters that some row has, with values that they can hold."""
+    methods = {spec.method or row for row, spec in study.methods.items()}
+    names = {name: parameters_of(name) for name in methods}
+    every = set().union(*names.values())
+    for point in study.known:
+        for parameter, value in point.items():
+            if every and parameter not in every:
+                raise unknown("parameter in known", parameter, every)
+            for name in methods:
+                if parameter in names[name]:
+                    build(registry.get("methods", name).parameters, {parameter: value})
 
 
 def _canonical_row(row: str, spec: MethodSpec, solver: str) -> MethodSpec:

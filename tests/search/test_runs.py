@@ -143,7 +143,7 @@ def journal_of(folder: Path) -> optuna.Study:
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_pruned_trials_are_pruned(tmp_path: Path, lab, register) -> None:
     def fit(task, values, context):
-        quality = 20.0 if values.solve.momentum == "textbook" else 10.0
+        quality = 10.0 if values.solve.momentum == "none" else 20.0
         context.series["val/psnr_by_epoch"] = [(1, quality), (2, float("nan"))]
         context.report(1, quality)
         return context.reconstructor(task, values.solve, Identity())

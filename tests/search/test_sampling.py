@@ -238,3 +238,21 @@ def test_other_methods_and_frozen_settings_do_not_shift_the_shared_draws(
         assert all(plain[index][2][name] == other[index][2][name] for name in settings)
         assert frozen[index][2] == plain[index][2] | {"solve.step": 0.5}
     assert len({trial[2]["mu"] for trial in other[2:]}) == 3
+
+
+def test_known_points_of_the_study_are_tried_by_every_row(
+    tmp_path: Path, lab: SimpleNamespace
+) -> None:
+    tip = {"solve.start": "zero", "solve.step": 1.25, "solve.strength": 0.07}
+    beyond = {"solve.start": "lmmse", "solve.strength": 1e6}  # no such strength in the range
+    study = lab.resolved({"identity": {}, "hessian": {}}, trials=4)
+    study = study.model_copy(update={"known": [tip, beyond]})
+    for row in study.methods:
+        lab.search(study, tmp_path, row)
+        first, _, third, fourth = (params for _, _, params, _ in essence(tmp_path, row))
+        assert third == first | tip
+        assert fourth == first | {
+            "solve.start": "lmmse",
+            "solve.strength": fourth["solve.strength"],
+        }
+        assert fourth["solve.strength"] < 1

@@ -415,3 +415,17 @@ def test_whole_numbers_are_searched_as_such(register) -> None:
     assert (found["depth"].low, found["depth"].high, found["width"].log) == (2, 3, True)
     spec["search"]["depth"]["low"] = 1.5
     assert "depth = 1.5" in problem_of(raw(methods={"deep": spec}))
+
+
+@pytest.mark.parametrize(
+    ("point", "words"),
+    [({"solve.stepp": 1.0}, "solve.step"), ({"solve.step": -1.0}, "solve.step = -1.0")],
+)
+def test_known_points_are_checked(point: dict, words: str) -> None:
+    raw = study_file.read("sr", None) | {"known": [point]}
+    with pytest.raises(UserError, match=words):
+        study_file.resolve(raw)
+
+
+def test_known_points_do_not_trouble_controls() -> None:
+    assert study_file.resolve(study_file.read("sr", None), methods="bicubic").known
