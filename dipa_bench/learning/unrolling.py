@@ -27,7 +27,7 @@ class TrainParameters(Parameters):
     """How the optimiser steps; epochs and batch size are the study's budget."""
 
     learning_rate: Annotated[
-        float, Field(gt=0, description="of the optimiser"), Search(5e-5, 1e-3, log=True)
+        float, Field(gt=0, description="at the start; falls to 0 as a cosine"), Search(5e-5, 1e-3, log=True)
     ] = 5e-4
     optimizer: Annotated[
         Literal["adam", "adamw"], Field(description="adam, or adamw with weight decay")
@@ -86,6 +86,8 @@ def train(
     qualities, first = [(0, best)], None
     context.series |= {"train/loss": losses, "val/psnr_by_epoch": qualities}
     epochs = context.budget.epochs
+    steps = epochs * math.ceil(len(images) / context.budget.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     for epoch in range(1, epochs + 1):
         total = 0.0
         for index in _shuffled(len(images), context.budget.batch_size, generator):
@@ -99,6 +101,7 @@ def train(
             value.backward()
             torch.nn.utils.clip_grad_norm_(operator.parameters(), parameters.clip)
             optimizer.step()
+            schedule.step()
             total += number * len(index)
         quality = validate(reconstructor, task, validation)
         losses.append((epoch, total / len(images)))
