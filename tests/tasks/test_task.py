@@ -120,7 +120,7 @@ def test_ranges_come_from_prior_and_operators():
     """`strength` is the prior's, `teacher` the labels with the middle one as default."""
     task = small_task()
     strength, teacher = task.setting("strength"), task.setting("teacher")
-    assert (strength.default, strength.search.low, strength.search.high) == (0.05, 0.005, 0.3)
+    assert (strength.default, strength.search.low, strength.search.high) == (0.1, 0.005, 0.3)
     assert strength.search.log
     assert teacher.search.choices == (3.0, 2.0, 1.0)
     assert teacher.default == 2.0
