@@ -21,8 +21,8 @@ def bicubic(measurement: Tensor, physics: LinearPhysics) -> Tensor:
     """Bicubic interpolation of a decimated image, on the grid from which it was decimated.
 
     Sample (i, j) sits at pixel (factor i, factor j) and the border wraps around, as the operator's
-    does; `torch.nn.functional.interpolate` would shift the picture by (factor - 1) / 2 pixels. The
-    kernel is torch's, cubic convolution with a = -0.75.
+    does (exactly so where the factor divides the size); `torch.nn.functional.interpolate` would
+    shift the picture by (factor - 1) / 2 pixels. The kernel is torch's, with a = -0.75.
 
     Args:
         measurement: B x C x h x w.

@@ -15,8 +15,8 @@ from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics
 from pydantic import Field
 from torch import Tensor
 
-from dipa_bench.methods import FitContext, Iterative, Method
-from dipa_bench.parameters import Parameters, Search
+from dipa_bench.methods import FitContext, Iterative, Method, relative
+from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
@@ -125,6 +125,13 @@ def fit(task: Task, parameters: HessianParameters, context: FitContext) -> Itera
     return context.reconstructor(task, parameters.solve, operator)
 
 
+def published(task: Task) -> dict[str, Value]:
+    """The published solver settings; their absolute step in units of 1/lambda_max(P A^T A)."""
+    largest = task.largest()
+    mu = HessianParameters().mu * largest
+    return relative(task.published_solve(), InverseHessian(mu).spectral_bound(largest))
+
+
 METHOD = Method(
     name="hessian",
     title="Hessian",
@@ -133,4 +140,5 @@ METHOD = Method(
     rule="closed form",
     parameters=HessianParameters,
     fit=fit,
+    published=published,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dipa_bench.methods import FitContext, Iterative, Method, SolverOnly
+from dipa_bench.methods import FitContext, Iterative, Method, SolverOnly, relative
 from dipa_bench.parameters import Value
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.tasks.base import Task
@@ -55,21 +55,33 @@ def fit(task: Task, parameters: SolverOnly, context: FitContext) -> Iterative:
     reconstructor = context.reconstructor(task, parameters.solve, operator)
     solver, physics, largest = reconstructor.solver, task.student, task.largest()
     unit = largest if parameters.solve.units == "relative" else 1.0
-    images = task.images.train.first(context.budget.train_images)
-    states = [solver.start(y, physics, operator) for y in task.measure(images).split(BATCH)]
-    size = sum(physics.A_adjoint(state.measurement).square().sum().item() for state in states)
+    measured = task.measure(task.images.train.first(context.budget.train_images)).split(BATCH)
+    at_zero = [physics.A_adjoint(y) for y in measured]
+    size = _energy(at_zero)
+
+    def best(gradients: list[Tensor]) -> float:
+        curvature = sum(physics.A(gradient).abs().square().sum().item() for gradient in gradients)
+        return unit * greedy_step(_energy(gradients), curvature, size, 1 / largest)
+
+    shared = parameters.solve.start == "preconditioned"
+    if shared:  # x_0 is a step from zero with P_0 itself, so that step is the one to fit
+        operator.steps[0] = best(at_zero)
+    states = [solver.start(y, physics, operator) for y in measured]
     for iteration in range(task.iterations):
         states = [solver.linearise(state) for state in states]
-        energy = sum(state.gradient.square().sum().item() for state in states)
-        curvature = sum(physics.A(state.gradient).abs().square().sum().item() for state in states)
-        operator.steps[iteration] = unit * greedy_step(energy, curvature, size, 1 / largest)
+        if iteration or not shared:
+            operator.steps[iteration] = best([state.gradient for state in states])
         states = [solver.advance(state, operator) for state in states]
     return reconstructor
 
 
+def _energy(gradients: list[Tensor]) -> float:
+    return sum(gradient.square().sum().item() for gradient in gradients)
+
+
 def published(task: Task) -> dict[str, Value]:
-    """The learned steps as they are, absolute; all else as published for the solver."""
-    return task.published_solve() | {"solve.step": 1.0}
+    """The learned steps as they are; all else as published for the solver."""
+    return relative(task.published_solve(), task.largest()) | {"solve.step": 1.0}
 
 
 METHOD = Method(

@@ -38,8 +38,14 @@ def describe(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak on a GPU; a CPU's belongs to the process and cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
-    """Largest memory used so far, in bytes: allocated on a GPU, resident on a CPU."""
+    """Peak memory, bytes: allocated on a GPU since the reset, else the process's so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from deepinv.physics import LinearPhysics
@@ -118,7 +117,6 @@ class FitContext:
         lmmse: the affine LMMSE map of the training images, fitted once and shared.
         report: call with (step, validation PSNR); raises `Pruned` when the search gives up.
         progress: told of every epoch.
-        folder: where a fit may keep checkpoints; None if nothing is kept.
         notes: facts for the record, e.g. the gradient strategy.
         series: curves for the record, name to (step, value).
     """
@@ -129,7 +127,6 @@ class FitContext:
     lmmse: Callable[[Task], LMMSE]
     report: Callable[[int, float], None] = lambda step, value: None
     progress: Callable[[Progress], None] = lambda progress: None
-    folder: Path | None = None
     notes: dict[str, Value] = field(default_factory=dict)
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
@@ -153,6 +150,21 @@ class FitContext:
 def published_solve(task: Task) -> dict[str, Value]:
     """The published settings of a method that has none of its own but the solver's."""
     return task.published_solve()
+
+
+def relative(values: dict[str, Value], bound: float) -> dict[str, Value]:
+    """Absolute step and weight in the units of a search.
+
+    Args:
+        values: flat parameters; returned as they are where their units are relative.
+        bound: lambda_max(P A^T A), or lambda_max(A^T A) where that is not known.
+    """
+    if values.get("solve.units") != "absolute":
+        return values
+    found = values | {"solve.units": "relative", "solve.step": values["solve.step"] * bound}
+    if "solve.weight" in values:
+        found["solve.weight"] = values["solve.weight"] / bound
+    return found
 
 
 def nothing_published(task: Task) -> dict[str, Value]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,8 +50,10 @@ def show_diagnosis(
     raw = study_file.read(task, config)
     study = study_file.resolve(raw, task=task, preset=preset, sets=sets)
     made = build_task(study.task, study.problem, seed=study.seed, device=where)
-    teachers = TeacherCache(studies_root(Path.cwd() / RESULTS) / ".teachers")
-    found = diagnose(made, teachers)
+    root = Path.cwd() / RESULTS
+    with tempfile.TemporaryDirectory() as scratch:  # a command that looks leaves nothing behind
+        cache = studies_root(root) / ".teachers" if root.is_dir() else Path(scratch)
+        found = diagnose(made, TeacherCache(cache))
     table = new_table(
         "operator",
         "m",

@@ -99,14 +99,14 @@ def leaderboard(
     study: StudyOption = None,
     rules: RulesOption = None,
     reference: Annotated[
-        str | None, typer.Option(help="Row that differences are taken to [identity].")
+        str | None, typer.Option(help="Row that differences are taken to [the study's].")
     ] = None,
     tracking_uri: UriOption = None,
 ) -> None:
     """Rank the methods of a task by test PSNR, from what tracking stored."""
     from dipa_bench.cli.show import show_leaderboard
 
-    show_leaderboard(task, format, output, study, rules, reference or "identity", tracking_uri)
+    show_leaderboard(task, format, output, study, rules, reference, tracking_uri)
 
 
 @app.command()

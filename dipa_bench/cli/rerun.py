@@ -43,6 +43,13 @@ def _record(run: str, root: Path, tracking_uri: str | None) -> RunRecord:
     if place is not None:
         return records.read(place)
     try:
-        return find_run(resolve_uri(tracking_uri, Path.cwd()), run)
+        record = find_run(resolve_uri(tracking_uri, Path.cwd()), run)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
+    prior = str(record.study_file.get("problem", {}).get("prior", ""))
+    if ":" in prior:
+        raise UserError(
+            f"run {run} names code to import as its prior ({prior}), and a tracking store may not "
+            "choose what runs here: give the run's folder instead of its id"
+        )
+    return record

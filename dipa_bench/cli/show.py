@@ -37,7 +37,7 @@ def show_leaderboard(
     output: Path | None,
     study: str | None,
     rules: str | None,
-    reference: str,
+    reference: str | None,
     tracking_uri: str | None,
 ) -> None:
     """Prints or writes the leaderboard; under a table stands the verdict."""

@@ -21,6 +21,8 @@ from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.location import redacted, resolve_uri
 from dipa_bench.tracking.store import Store
 
+ON_GPU = "standard"  # the preset used there unless another is asked for
+
 
 class Sender:
     """Sends finished methods to MLflow; a store that does not answer is told of once.
@@ -73,8 +75,11 @@ def run(
         raise UserError("say what to study: --task sr, or --config FILE")
     where = devices.resolve(device)
     raw = study_file.read(task, config)
-    if preset is None and where.type == "cuda" and "preset" not in raw:
-        preset = "standard"
+    if config is not None:
+        raw.setdefault("name", Path(config).stem)
+    defined = raw.get("presets", {})
+    if preset is None and where.type == "cuda" and "preset" not in raw and ON_GPU in defined:
+        preset = ON_GPU
     study = study_file.resolve(
         raw,
         task=task,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,7 +16,7 @@ from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
 from dipa_bench.evaluation.metrics import psnr_of_mse, psnr_pooled, ssim
 from dipa_bench.methods import Reconstructor
-from dipa_bench.solvers import Curves
+from dipa_bench.solvers import Curves, Trajectory
 from dipa_bench.tasks.base import Task
 
 BATCH = 64
@@ -124,19 +125,24 @@ def evaluate(
     """Runs `reconstructor` on the student's measurements of `images`.
 
     Args:
-        record: keep per-image curves.
+        record: keep per-image curves, and time a run without them after a first to warm up.
         with_ssim: compute SSIM as well (milliseconds per image).
     """
     truth, measured = task.pixels(images), task.measure(images)
-    runs, seconds = [], 0.0
-    for y, x in zip(measured.split(BATCH), truth.split(BATCH), strict=True):
-        devices.synchronise(task.device)
-        started = time.perf_counter()
-        runs.append(
-            reconstructor.run(y, task.student, record=record, reference=x if record else None)
-        )
-        devices.synchronise(task.device)
-        seconds += time.perf_counter() - started
+    batches = measured.split(BATCH)
+    if record:  # curves and first calls take time that reconstructing does not
+        reconstructor.run(batches[0], task.student)
+        seconds = _seconds(lambda: [reconstructor.run(y, task.student) for y in batches], task)
+    runs: list[Trajectory] = []
+
+    def run_all() -> None:
+        for y, x in zip(batches, truth.split(BATCH), strict=True):
+            reference = x if record else None
+            runs.append(reconstructor.run(y, task.student, record=record, reference=reference))
+
+    elapsed = _seconds(run_all, task)
+    if not record:
+        seconds = elapsed
     estimates = torch.cat([run.estimate for run in runs])
     mse = (estimates - truth).flatten(1).square().mean(1).cpu()
     return Evaluation(
@@ -150,6 +156,15 @@ def evaluate(
         operator_calls=runs[0].operator_calls,
         denoiser_calls=runs[0].denoiser_calls,
     )
+
+
+def _seconds(work: Callable[[], object], task: Task) -> float:
+    """Seconds that `work` takes on the task's device."""
+    devices.synchronise(task.device)
+    started = time.perf_counter()
+    work()
+    devices.synchronise(task.device)
+    return time.perf_counter() - started
 
 
 def _joined(parts: list[Curves | None]) -> Curves | None:

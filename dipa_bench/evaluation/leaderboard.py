@@ -27,12 +27,13 @@ COLUMNS = (
 NEGLIGIBLE = 0.1
 """Seconds; a fitting time below this is no denominator."""
 
+REFERENCE = "identity"
 Row = dict[Hashable, Any]
 
 
 def leaderboard(
     results: Results,
-    reference: str = "identity",
+    reference: str | None = None,
     rules: str | None = None,
     study: str | None = None,
 ) -> pd.DataFrame:
@@ -41,7 +42,8 @@ def leaderboard(
     Args:
         results: what was measured.
         reference: the method of the *same* study that each row is paired with, image by image;
-            where a study has no finished method of this name, the difference columns are NaN.
+            where a study has no finished method of this name, the difference columns are NaN. By
+            default what the study itself names, else ``identity``.
         rules: keep only ``"tuned"`` or ``"published"`` rows.
         study: keep only this study.
 
@@ -52,16 +54,18 @@ def leaderboard(
         seeds. Methods that are not finished have no scores.
 
     Raises:
-        UserError: no such study or rules.
+        UserError: no such study or rules, or no study with a method named like the reference.
     """
     methods = results.methods
+    if reference is not None and not methods.empty and reference not in set(methods["method"]):
+        raise unknown("reference", reference, set(methods["method"]))
     if rules is not None and rules not in RULES:
         raise unknown("rules", rules, RULES)
     studies = set() if methods.empty else set(methods["study"])
     if study is not None and study not in studies:
         raise unknown("study", study, studies)
     rows = [
-        _row(results, record, reference)
+        _row(results, record, reference or record.get("reference") or REFERENCE)
         for record in methods.to_dict("records")
         if rules in (None, record["rules"]) and study in (None, record["study"])
     ]

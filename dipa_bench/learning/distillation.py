@@ -147,6 +147,13 @@ def published_ldipa(task: Task) -> dict[str, Value]:
     }
 
 
+def skip_ldipa(task: Task) -> str | None:
+    """Unrolling needs gradients through the prior."""
+    if task.prior.differentiable:
+        return None
+    return f"the prior {task.prior.name!r} says that no gradients pass through it"
+
+
 LDIPA = Method(
     name="ldipa",
     title="L-DIPA",
@@ -159,4 +166,5 @@ LDIPA = Method(
     parameters=LDIPAParameters,
     fit=fit_ldipa,
     published=published_ldipa,
+    skip=skip_ldipa,
 )

@@ -27,7 +27,9 @@ class TrainParameters(Parameters):
     """How the optimiser steps; epochs and batch size are the study's budget."""
 
     learning_rate: Annotated[
-        float, Field(gt=0, description="at the start; falls to 0 as a cosine"), Search(5e-5, 1e-3, log=True)
+        float,
+        Field(gt=0, description="at the start; falls to 0 as a cosine"),
+        Search(5e-5, 1e-3, log=True),
     ] = 5e-4
     optimizer: Annotated[
         Literal["adam", "adamw"], Field(description="adam, or adamw with weight decay")

@@ -20,13 +20,22 @@ def weights_path() -> Path:
 def build() -> Prior:
     """The gray DnCNN (20 layers x 64, trained for sigma = 2/255), as s D(v / s).
 
+    deepinv would unpickle whatever lies there; here the file can hold tensors only.
+
     Raises:
         UserError: the weights are neither on this machine nor to be downloaded.
     """
     from deepinv.models import DnCNN
+    from deepinv.models.utils import get_weights_url
 
+    path = weights_path()
     try:
-        network = DnCNN(in_channels=1, out_channels=1, pretrained="download")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            url = get_weights_url(model_name="dncnn", file_name=WEIGHTS)
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        network = DnCNN(in_channels=1, out_channels=1, pretrained=None)
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # urllib, ssl, torch and pickle errors alike
         raise UserError(
             f"the prior 'dncnn' has no weights: {weights_path()} cannot be read or downloaded "

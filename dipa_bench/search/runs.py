@@ -22,7 +22,7 @@ from dipa_bench.errors import Diverged, Pruned, UserError, brief
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
-from dipa_bench.methods import Budget, FitContext, Method, Progress
+from dipa_bench.methods import Budget, FitContext, Method, Progress, relative
 from dipa_bench.parameters import Value
 from dipa_bench.search.kept import count_parameters, curves_of, keep_run, notes_of
 from dipa_bench.search.sampling import distribution
@@ -110,16 +110,6 @@ class Row:
         except Exception as error:  # a stranger's functions may fail in any way
             return "failed", brief(error, kind=not isinstance(error, UserError))
         return ("skipped", brief(Exception(reason), kind=False)) if reason else None
-
-
-def relative(values: dict[str, Value], largest: float) -> dict[str, Value]:
-    """Absolute step and weight in the units of a search: 1/lambda_max and lambda_max."""
-    if values.get("solve.units") != "absolute":
-        return values
-    found = values | {"solve.step": values["solve.step"] * largest}
-    if "solve.weight" in values:
-        found["solve.weight"] = values["solve.weight"] / largest
-    return found
 
 
 @dataclass(frozen=True)
@@ -224,8 +214,8 @@ def _run(
         lmmse=bench.lmmse,
         report=report,
         progress=progress,
-        folder=place,
     )
+    devices.reset_peak_memory(bench.task.device)
     started = time.perf_counter()
     metrics: dict[str, float] = {}
     series: dict = {}

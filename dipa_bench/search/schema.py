@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.parameters import Value, first_problem
 
-PRESETS = ("quick", "standard", "paper")
+DEFAULT_PRESET = "quick"  # a study need not define it
 RULES = ("tuned", "published")
+PUBLISHED = {"noise": 0.0, "iterations": 20}  # of the problem, by the published rules
 LONGEST = 200  # bytes of a name; file systems allow 255
 NO_ROW = {"lock", "study.json"}  # files in a study's folder
 
@@ -26,7 +27,7 @@ class Problem(Strict):
     """What every method of the study shares."""
 
     dataset: str | None = Field(None, description="a registered dataset or folder:PATH")
-    size: Annotated[int, Field(ge=8, le=1024)] = 32
+    size: Annotated[int, Field(ge=11, le=1024)] = 32  # what the window of SSIM needs
     prior: str = Field("dncnn-small", description="registered, module:function or weights file")
     solver: Literal["pnp-fista", "red-fista"] = "pnp-fista"
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 10

@@ -7,13 +7,14 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
 import pandas as pd
 
 from dipa_bench import digests
+from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Pruned, UserError, brief
 from dipa_bench.evaluation import statistics
 from dipa_bench.learning.teachers import TeacherCache
@@ -31,6 +32,8 @@ from dipa_bench.tracking.files import write_json
 from dipa_bench.tracking.records import RunRecord
 
 STUDY = "study.json"
+TASK = "task.json"
+TEST_READS = "test-reads.log"
 
 
 def study_folder(root: Path, name: str) -> Path:
@@ -51,9 +54,26 @@ def open_bench(study: StudyFile, root: Path, task: Task) -> Workbench:
         old = read_study(folder)
         _agree(old, study)
         kept = study.model_copy(update={"methods": old.methods | study.methods})
+    _same_task(folder / TASK, task, study.name)
     write_json(path, kept.model_dump(mode="json"))
     teachers = TeacherCache(records.studies_root(root) / ".teachers")
     return Workbench(study, task, folder, teachers, describe(task.device))
+
+
+def _same_task(path: Path, task: Task, name: str) -> None:
+    """Keeps digests of images and prior; refuses to continue a study with others."""
+    digests_now = {"images": task.images.digest, "prior": task.prior.digest()}
+    before = digests_now
+    if path.exists():
+        with suppress(ValueError):  # damaged: nothing to compare with
+            before = json.loads(path.read_text(encoding="utf-8"))
+    for what, digest in digests_now.items():
+        if before.get(what) != digest:
+            raise UserError(
+                f"study {name!r} was begun with other {what} (digest {before.get(what)}, now "
+                f"{digest}): give another --name"
+            )
+    write_json(path, digests_now)
 
 
 def read_study(folder: Path) -> StudyFile:
@@ -252,7 +272,7 @@ def _test(
             blank = bench.blank("seed", row, number, seed)
             blank = blank.model_copy(update={"params": record.params})
             reason = f"{bench.study.name} / {row.name}: seed {number} of the winner"
-            images = bench.task.images.test(reason)
+            images = _read_test(bench, reason)
             done = run_seed(bench, row, blank, place, images, observer.epoch)
             observer.ended(done)
         seeds.append(done)
@@ -261,6 +281,13 @@ def _test(
         reason = f"seed {ended[0].number} of the winner {ended[0].state}: {ended[0].reason}"
         return _conclude(folder, record, observer, ended[0].state, reason)
     return _conclude(folder, _summary(folder, record, seeds), observer, "finished")
+
+
+def _read_test(bench: Workbench, reason: str) -> ImageSet:
+    """The test images; that they were read goes to the study's log before anything else."""
+    with (bench.folder / TEST_READS).open("a", encoding="utf-8") as log:
+        log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(reason.split())}\n")
+    return bench.task.images.test(reason)
 
 
 def _summary(folder: Path, record: RunRecord, seeds: list[RunRecord]) -> RunRecord:
@@ -289,6 +316,6 @@ def _summary(folder: Path, record: RunRecord, seeds: list[RunRecord]) -> RunReco
         update={
             "metrics": record.metrics | finite,
             "series": seeds[0].series,
-            "notes": seeds[0].notes | record.notes | {"test_reads": len(seeds)},
+            "notes": seeds[0].notes | record.notes,
         }
     )

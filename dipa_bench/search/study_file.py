@@ -14,8 +14,9 @@ from dipa_bench.errors import UserError, unknown
 from dipa_bench.parameters import Value, build, integers
 from dipa_bench.search.overrides import assign, chosen_rows, parameters_of
 from dipa_bench.search.schema import (
+    DEFAULT_PRESET,
     NO_ROW,
-    PRESETS,
+    PUBLISHED,
     RULES,
     BudgetSpec,
     MethodSpec,
@@ -120,15 +121,15 @@ def _overlaid(
 ) -> dict[str, Any]:
     """The tables that a preset and the rules change."""
     chosen = preset or study.preset
-    if chosen not in PRESETS and chosen not in study.presets:
-        raise unknown("preset", chosen, {*PRESETS, *study.presets})
+    if chosen not in {DEFAULT_PRESET, *study.presets}:
+        raise unknown("preset", chosen, {DEFAULT_PRESET, *study.presets})
     if rules is not None and rules not in RULES:
         raise unknown("rules", rules, RULES)
     overlay = study.presets.get(chosen, Overlay())
     rules = rules or study.rules
     problem = {**table.get("problem", {}), **overlay.problem}
     if rules == "published":
-        problem["noise"] = 0.0
+        problem |= PUBLISHED
     budget = {**table.get("budget", {}), **overlay.budget}
     return {"problem": problem, "budget": budget, "preset": chosen, "rules": rules}
 

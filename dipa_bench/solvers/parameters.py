@@ -24,7 +24,9 @@ class SolveParameters(Parameters):
 
     step: Annotated[
         float,
-        Field(gt=0, description="step, relative to 1/lambda_max(P A^T A); FISTA is stable to 4/3"),
+        Field(
+            gt=0, description="step, relative to 1/lambda_max(P A^T A); PnP-FISTA is stable to 4/3"
+        ),
         Search(0.03, 4 / 3),
     ] = 1.0
     strength: Annotated[
@@ -44,7 +46,7 @@ class SolveParameters(Parameters):
     ] = "adjoint"
     weight: Annotated[
         float,
-        Field(gt=0, description="RED's lambda, relative to lambda_max(A^T A)"),
+        Field(gt=0, description="RED's lambda, relative to lambda_max(P A^T A)"),
         Search(0.01, 10.0, log=True, solver="red-fista"),
     ] = 1.0
     units: Annotated[
@@ -71,17 +73,18 @@ def build_solver(
         parameters: strength must be set.
         iterations: K.
         largest: lambda_max(A^T A).
-        bound: lambda_max(P A^T A) where it is known; steps are relative to it.
+        bound: lambda_max(P A^T A) where it is known; steps and weights are relative to it, so that
+            data and prior keep their balance whatever P does to the size of the gradient.
         lmmse: gives the map y -> x_0 of the start ``lmmse``; called only for that start.
     """
-    absolute = parameters.units == "absolute"
+    unit = 1.0 if parameters.units == "absolute" else bound or largest
     options = {
-        "step": parameters.step / (1.0 if absolute else bound or largest),
+        "step": parameters.step / unit,
         "strength": parameters.strength,
         "iterations": iterations,
         "momentum": parameters.momentum,
         "start": lmmse() if parameters.start == "lmmse" else parameters.start,
     }
     if name == "red-fista":
-        return REDFISTA(prior, weight=parameters.weight * (1.0 if absolute else largest), **options)
+        return REDFISTA(prior, weight=parameters.weight * unit, **options)
     return PnPFISTA(prior, **options)

@@ -110,8 +110,8 @@ def operators(
 
 SPEC = TaskSpec(
     name="sr",
-    title="Super-resolution x4",
-    summary="9 x 9 Gaussian blur (sigma 1), decimation by 4; teachers decimate by 3, 2, 1",
+    title="Super-resolution",
+    summary="9 x 9 Gaussian blur (sigma 1), decimation (by 4); teachers decimate by less",
     options=SuperResolution,
     operators=operators,
     dataset="faces",

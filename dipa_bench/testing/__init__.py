@@ -1,9 +1,9 @@
 """Contracts as tests: a plug-in's author subclasses them, pytest does the rest.
 
-    from dipa_bench.testing import MethodContract
+from dipa_bench.testing import MethodContract
 
-    class TestMyMethod(MethodContract):
-        name = "my-method"
+class TestMyMethod(MethodContract):
+    name = "my-method"
 """
 
 from dipa_bench.testing.contracts import MethodContract, PreconditionerContract, PriorContract

@@ -39,7 +39,7 @@ class RunRecord(BaseModel):
     - ``images.parquet`` (seed, method): seed, image, subject, psnr [dB], ssim;
     - ``pictures.safetensors`` (method): float32 H x W pictures in [0, 1] under the names
       ``original/<image>``, ``measurement/<image>`` and ``reconstruction/<image>``;
-    - ``operator.safetensors`` (trial, seed, method): the learned operator's state;
+    - ``operator.safetensors`` (seed, method): the learned operator's state;
     - ``matrix.safetensors`` (method): the learned operator as a dense n x n matrix, key ``P``;
     - ``traceback.txt`` (failed runs).
     """

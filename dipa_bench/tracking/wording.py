@@ -49,6 +49,7 @@ def tags_of(record: RunRecord, identity: str, parent: str, won: bool) -> dict[st
         "dipa.study": record.study,
         "dipa.task": record.task,
         "dipa.method": record.method,
+        "dipa.reference": record.study_file.get("reference", ""),
         "dipa.number": record.number,
         "dipa.state": record.state,
         "dipa.rules": record.rules,
