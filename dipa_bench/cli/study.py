@@ -134,7 +134,7 @@ def _print_board(study: StudyFile, uri: str) -> None:
     except StoreUnavailable as error:
         print(f"no leaderboard yet: {error}", file=sys.stderr)
         return
-    board = leaderboard(results, reference=study.reference)
+    board = leaderboard(results)
     print(render(board))
     print(verdict(board, results))
     print(

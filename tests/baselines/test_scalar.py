@@ -82,13 +82,24 @@ def test_each_step_minimises_the_data_term(problem, context):
 
 
 def test_published_units(problem, context):
-    """Absolute step 1: the learned steps are used as they are."""
+    """Relative step 1: what is taken are the learned steps, no more and no less."""
     task, a, w, y = problem
     values = published(task) | {"solve.strength": SIGMA}
     made = METHOD.fit(task, build(METHOD.parameters, values), context())
-    assert made.solver.step_size == 1.0
     expected, _ = greedy(a, w, y, y @ a, lambda k: (k + 2) / (k + 3))
-    np.testing.assert_allclose(made.preconditioner.steps.numpy(), expected, rtol=1e-5)
+    effective = made.solver.step_size * made.preconditioner.steps.numpy()
+    np.testing.assert_allclose(effective, expected, rtol=1e-5)
+
+
+def test_the_preconditioned_start_is_fitted_with_the_step_that_it_takes(problem, context):
+    """x_0 = alpha_0 A^T y with the greedy alpha_0 at zero, at fit and at run."""
+    task, a, _, y = problem
+    made = fitted(task, context(), start="preconditioned", step=1.0)
+    g = y @ a
+    alpha = (g**2).sum() / ((g @ a.T) ** 2).sum()
+    measured = task.measure(task.images.train)
+    state = made.solver.start(measured, task.student, made.preconditioner)
+    np.testing.assert_allclose(state.iterate.flatten(1).numpy(), alpha * g, rtol=1e-5)
 
 
 def test_only_the_budgets_images_are_used(problem, context):

@@ -58,7 +58,8 @@ def test_the_reference_is_taken_from_the_same_study(make_results: Callable[..., 
 
 def test_an_unfinished_reference_is_none(results: Results) -> None:
     assert leaderboard(results, reference="wild")["difference"].isna().all()
-    assert leaderboard(results, reference="nobody")["difference"].isna().all()
+    with pytest.raises(UserError, match="unknown reference 'nobody'"):
+        leaderboard(results, reference="nobody")
 
 
 def test_filters_and_names_that_are_not_known(make_results: Callable[..., Results]) -> None:

@@ -84,3 +84,24 @@ def test_removes_the_noise_it_was_trained_for(prior, scale):
         other = (psnr(prior(noisy, scale * 30), truth) - psnr(noisy, truth)).mean()
     assert gain > 1
     assert other < gain
+
+
+class Payload:
+    """Unpickling one of these would run code."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self):
+        return (Path.touch, (self.witness,))
+
+
+def test_weights_cannot_run_code(tmp_path, monkeypatch):
+    """A crafted file below TORCH_HOME is refused, and what it holds is not executed."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = published.weights_path()
+    path.parent.mkdir(parents=True)
+    torch.save({"in_conv.weight": Payload(tmp_path / "ran")}, path)
+    with pytest.raises(UserError, match="has no weights"):
+        published.build()
+    assert not (tmp_path / "ran").exists()

@@ -170,7 +170,7 @@ def test_ranges_that_changed_are_told(tmp_path: Path) -> None:
     ("settings", "key"),
     [
         ({"seed": 1}, "seed = 0, not 1"),
-        ({"rules": "published"}, "noise"),
+        ({"rules": "published"}, "problem.iterations = 10, not 20"),
         ({"sets": ["problem.iterations=7"]}, "problem.iterations = 10, not 7"),
         ({"sets": ["budget.epochs=7"]}, "budget.epochs = 1, not 7"),
         ({"sets": ["solve.step=0.5"]}, "methods.identity.set.solve.step = None, not 0.5"),
@@ -193,3 +193,13 @@ def test_rows_trials_and_seeds_may_be_added(tmp_path: Path, lab: SimpleNamespace
     assert set(kept["methods"]) == {"identity", "hessian"}
     with pytest.raises(UserError, match=r"set\.solve\.step = 0\.5, not None"):
         lab.bench(lab.resolved(["identity", "hessian"]), tmp_path)
+
+
+def test_a_study_is_not_continued_with_other_images(tmp_path: Path, lab: SimpleNamespace) -> None:
+    study = lab.resolved(["identity"])
+    lab.bench(study, tmp_path)
+    lab.bench(study, tmp_path)
+    path = study_folder(tmp_path, study.name) / "task.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": "0123"}))
+    with pytest.raises(UserError, match="begun with other images"):
+        lab.bench(study, tmp_path)

@@ -80,7 +80,7 @@ def test_a_study_is_the_same_after_a_round_trip_through_json() -> None:
         (raw(presets={"paper": {"problems": {}}}), "problems", "problem"),
         (raw(presets={"paper": {"problem": {"iteration": 3}}}), "iteration", "iterations"),
         (raw(presets={"paper": {"budget": {"epoch": 3}}}), "epoch", "epochs"),
-        (raw(preset="standart"), "standart", "standard"),
+        (raw(preset="standart", presets={"standard": {}}), "standart", "standard"),
         (raw(reference="idntity"), "idntity", "identity"),
         (raw(task="srr"), "srr", "sr"),
     ],

@@ -28,8 +28,9 @@ def test_absolute_steps_are_left_alone():
 
 
 def test_weight_is_in_units_of_the_largest_eigenvalue_of_the_operator():
-    """RED's lambda is relative to lambda_max(A^T A), whatever P."""
-    assert made("red-fista", weight=2.0, bound=0.5).weight == pytest.approx(2.0 * 0.08)
+    """RED's lambda is relative to lambda_max(P A^T A) like its step, or to lambda_max(A^T A)."""
+    assert made("red-fista", weight=2.0, bound=0.5).weight == pytest.approx(2.0 * 0.5)
+    assert made("red-fista", weight=2.0).weight == pytest.approx(2.0 * 0.08)
 
 
 def test_kind_and_iterations():
