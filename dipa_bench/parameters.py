@@ -7,9 +7,8 @@ help are pydantic's own; its search range is a `Search` beside them::
         solve: SolveParameters = SolveParameters()
         damping: Annotated[float, Field(gt=0, description="..."), Search(1e-3, 10, log=True)] = 0.1
 
-Nested models give dotted names (``solve.step``). Parameters below ``solve`` act when an image is
-reconstructed; all others when the operator is fitted. The search space, ``--set``, the checks on
-study files and MLflow's params all come from this declaration.
+Nested models give dotted names (``solve.step``); those below ``solve`` belong to the solver. The
+search space, ``--set``, the checks on study files and MLflow's params all come from this.
 """
 
 from __future__ import annotations

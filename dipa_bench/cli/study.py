@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
+
 from dipa_bench import devices
 from dipa_bench.cli.console import RESULTS, Stopped, add_row, new_table, wide_console
 from dipa_bench.cli.progress import Terminal
@@ -116,10 +118,13 @@ def _run_all(study: StudyFile, task: Task, uri: str) -> bool:
             f"{study.rules}, preset {study.preset}"
         )
         bench = open_bench(study, root, task)
-        sender = Sender(uri, terminal)
+        sender, states = Sender(uri, terminal), set()
         for name in study.methods:
-            run_row(bench, Row.of(study, name), terminal)
+            states.add(run_row(bench, Row.of(study, name), terminal).state)
             sender.send(folder / name)
+    if not states & {"finished", "skipped"}:
+        print(f"no method of study {study.name!r} finished; the lines above say why")
+        raise typer.Exit(1)
     return sender.store is not None
 
 

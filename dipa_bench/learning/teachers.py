@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dipa_bench import digests
@@ -52,10 +54,15 @@ class TeacherCache:
 
     Args:
         folder: where they are kept.
+
+    Attributes:
+        saved: seconds that reading instead of computing has saved so far; they are part of what a
+            fit costs, whoever paid them first.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.saved = 0.0
 
     def tuned(self, task: Task, label: float) -> SolveParameters:
         """The teacher's best step and prior strength on a few training images.
@@ -72,10 +79,15 @@ class TeacherCache:
             task, label, images, ["tuned", STEPS, [f"{value:.6g}" for value in strengths.tolist()]]
         )
         path = self._folder / f"settings-{key}.json"
-        found = _read_settings(path)
-        if found is None:
-            found = _tune(task, label, images, strengths)
-            _write(path, lambda name: name.write_text(found.model_dump_json()))
+        kept = _read_settings(path)
+        if kept is not None:
+            found, seconds = kept
+            self.saved += seconds
+            return found
+        started = time.perf_counter()
+        found = _tune(task, label, images, strengths)
+        entry = {"settings": found.model_dump(mode="json"), "seconds": _since(started)}
+        _write(path, lambda name: name.write_text(json.dumps(entry)))
         return found
 
     def published(self, task: Task) -> SolveParameters:
@@ -92,10 +104,15 @@ class TeacherCache:
         solver = _solver(task, label, settings)
         key = self._key(task, label, images, ["targets", settings.model_dump(mode="json")])
         path = self._folder / f"targets-{key}.safetensors"
-        found = _read_targets(path, (len(images), *task.shape))
-        if found is None:
+        kept = _read_targets(path, (len(images), *task.shape))
+        if kept is None:
+            started = time.perf_counter()
             found = _reconstruct(task, label, images, solver)
-            _write(path, lambda name: save_file(found, name))
+            entry = {"seconds": str(_since(started))}
+            _write(path, lambda name: save_file(found, name, metadata=entry))
+        else:
+            found, seconds = kept
+            self.saved += seconds
         on_device = {name: part.to(task.device) for name, part in found.items()}
         return Targets(on_device["estimates"], on_device["gradients"], float(solver.step_size))
 
@@ -148,23 +165,32 @@ def _reconstruct(task: Task, label: float, images: ImageSet, solver: Solver) -> 
     return {"estimates": torch.cat(estimates), "gradients": torch.cat(gradients)}
 
 
-def _read_settings(path: Path) -> SolveParameters | None:
+def _since(started: float) -> float:
+    return time.perf_counter() - started
+
+
+def _read_settings(path: Path) -> tuple[SolveParameters, float] | None:
+    """Settings and the seconds it took to find them."""
     try:
-        return SolveParameters(**json.loads(path.read_text()))
+        entry = json.loads(path.read_text())
+        return SolveParameters(**entry["settings"]), float(entry["seconds"])
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         log.warning("cached teacher settings %s are damaged; computed again", path)
         return None
 
 
-def _read_targets(path: Path, shape: tuple[int, ...]) -> dict[str, Tensor] | None:
+def _read_targets(path: Path, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], float] | None:
+    """Tensors of an entry and the seconds it took to compute them."""
     if not path.exists():
         return None
     try:
-        found = load_file(path)
-        if all(found[name].shape == shape for name in ("estimates", "gradients")):
-            return found
+        with safe_open(path, framework="pt") as entry:
+            found = {name: entry.get_tensor(name) for name in ("estimates", "gradients")}
+            seconds = float(entry.metadata()["seconds"])
+        if all(part.shape == shape for part in found.values()):
+            return found, seconds
     except Exception:  # safetensors raises its own kinds, KeyError for a missing tensor
         pass
     log.warning("cached teacher reconstructions %s are damaged; computed again", path)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import format_exception
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 from safetensors import SafetensorError
@@ -112,6 +113,29 @@ class Row:
         return ("skipped", brief(Exception(reason), kind=False)) if reason else None
 
 
+class Once:
+    """A function of a task, computed once and then remembered (tasks compared by identity).
+
+    Attributes:
+        saved: seconds that remembering has saved so far.
+    """
+
+    def __init__(self, function: Callable[[Task], Any]) -> None:
+        self._function = function
+        self._results: dict[int, tuple[Any, float]] = {}
+        self.saved = 0.0
+
+    def __call__(self, task: Task) -> Any:
+        if id(task) in self._results:
+            result, seconds = self._results[id(task)]
+            self.saved += seconds
+            return result
+        started = time.perf_counter()
+        result = self._function(task)
+        self._results[id(task)] = result, time.perf_counter() - started
+        return result
+
+
 @dataclass(frozen=True)
 class Workbench:
     """What all runs of one study share.
@@ -129,7 +153,12 @@ class Workbench:
     folder: Path
     teachers: TeacherCache
     environment: Mapping[str, Value]
-    lmmse: Callable[[Task], lmmse.LMMSE] = field(default_factory=lambda: _once(lmmse.fit))
+    lmmse: Once = field(default_factory=lambda: Once(lmmse.fit))
+
+    @property
+    def saved(self) -> float:
+        """Seconds that shared results have saved the fits so far."""
+        return self.teachers.saved + self.lmmse.saved
 
     def blank(self, kind: str, row: Row, number: int = 0, seed: int = 0) -> RunRecord:
         """A record of a run that is about to start."""
@@ -151,18 +180,6 @@ class Workbench:
             environment=dict(self.environment),
             data_digest=self.task.images.digest,
         )
-
-
-def _once(function: Callable) -> Callable:
-    """`function` of a task, computed once (tasks are compared by identity)."""
-    results: dict[int, object] = {}
-
-    def call(task: Task) -> object:
-        if id(task) not in results:
-            results[id(task)] = function(task)
-        return results[id(task)]
-
-    return call
 
 
 def run_trial(
@@ -258,11 +275,11 @@ def _fit_and_measure(
 ) -> Evaluation:
     """Fits, measures, fills `metrics`, and keeps the files of a tested seed."""
     final = split == "test"
-    started = time.perf_counter()
+    started, saved = time.perf_counter(), bench.saved
     values = parameters.build(row.method.parameters, record.params)
     reconstructor = row.method.fit(bench.task, values, context)
     devices.synchronise(bench.task.device)
-    metrics["fit/seconds"] = time.perf_counter() - started
+    metrics["fit/seconds"] = time.perf_counter() - started + bench.saved - saved
     found = evaluate(reconstructor, bench.task, images, record=final, with_ssim=final).check()
     metrics |= found.metrics(split)
     if not math.isfinite(metrics[f"{split}/psnr"]):

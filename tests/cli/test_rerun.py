@@ -139,7 +139,7 @@ def test_a_failed_run_fails_again(work: Path, study, call, monkeypatch) -> None:
         raise ValueError("no")
 
     monkeypatch.setattr(baselines.hessian.InverseHessian, "forward", fail)
-    assert study("--methods", "hessian", "--trials", "1", "--name", "one").code == 0
+    assert study("--methods", "hessian", "--trials", "1", "--name", "one").code == 1
     assert call("rerun", "one/hessian/trial-0000").code == 0
     monkeypatch.undo()
     done = call("rerun", str(work / "mlruns/studies/one/hessian/trial-0000"))

@@ -211,3 +211,19 @@ def test_batches_do_not_matter(cache, tmp_path, monkeypatch):
     parts = TeacherCache(tmp_path / "other").targets(task, 2.0, task.images.train, SETTINGS)
     torch.testing.assert_close(whole.estimates, parts.estimates)
     torch.testing.assert_close(whole.gradients, parts.gradients)
+
+
+def test_what_reading_saves_is_counted(task, cache, tmp_path):
+    """A cached result costs a fit as much as it cost the one that computed it."""
+    images = task.images.train
+    settings = cache.tuned(task, 2.0)
+    cache.targets(task, 2.0, images, settings)
+    assert cache.saved == 0.0
+    again = TeacherCache(tmp_path)
+    again.tuned(task, 2.0)
+    tuning = again.saved
+    again.targets(task, 2.0, images, settings)
+    both = again.saved
+    again.targets(task, 2.0, images, settings)
+    assert 0 < tuning < both
+    assert again.saved == pytest.approx(tuning + 2 * (both - tuning))
