@@ -84,17 +84,18 @@ def _line(record: RunRecord) -> str:
     what = record.method if record.kind == "method" else f"{record.method}, {record.name}"
     if record.state != "finished":
         return f"{what}: {record.state} ({record.reason})"
-    if record.kind == "trial":
-        return (
-            f"{what}: validation {record.metrics['val/psnr']:.2f} dB "
-            f"in {record.metrics['trial/seconds']:.1f} s"
-        )
-    if record.kind == "seed":
-        return (
-            f"{what}: test {record.metrics['test/psnr']:.2f} dB "
-            f"in {record.metrics['trial/seconds']:.1f} s"
-        )
-    return f"{what}: test {record.metrics['test/psnr']:.2f} dB, {_settings(record)}"
+    if record.kind == "method":
+        return f"{what}: test {record.metrics['test/psnr']:.2f} dB, {_settings(record)}"
+    split, shown = ("validation", "val/psnr") if record.kind == "trial" else ("test", "test/psnr")
+    seconds = record.metrics["trial/seconds"]
+    return f"{what}: {split} {record.metrics[shown]:.2f} dB in {seconds:.1f} s{_epoch(record)}"
+
+
+def _epoch(record: RunRecord) -> str:
+    """Which epoch's operator was kept; epoch 0 is the untrained one."""
+    if "best_epoch" not in record.notes:
+        return ""
+    return f", best epoch {record.notes['best_epoch']} of {record.notes['epochs']}"
 
 
 def _settings(record: RunRecord) -> str:
