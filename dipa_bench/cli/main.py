@@ -92,7 +92,7 @@ def study(
 @app.command()
 def leaderboard(
     task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
-    format: Annotated[str, typer.Option(help="table, csv, markdown or json.")] = "table",
+    format: Annotated[str, typer.Option(help="table, csv, markdown (md) or json.")] = "table",
     output: Annotated[
         Path | None, typer.Option(help="Write to this file instead of the terminal.")
     ] = None,

@@ -44,6 +44,7 @@ def show_leaderboard(
     from dipa_bench.evaluation.leaderboard import leaderboard, verdict
     from dipa_bench.evaluation.rendering import FORMATS, render
 
+    format = "markdown" if format == "md" else format
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     results, _ = _load(task, study, rules, tracking_uri)
@@ -92,7 +93,8 @@ def start_ui(port: int, tracking_uri: str | None) -> None:
     uri = resolve_uri(tracking_uri, Path.cwd())
     command = ui_command(uri, port)
     print(f"MLflow on http://127.0.0.1:{port} (store {redacted(uri)}); Ctrl-C stops it", flush=True)
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = quiet | os.environ
     try:
         code = subprocess.call(command, env=environment)
     except KeyboardInterrupt:
