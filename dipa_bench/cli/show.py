@@ -94,7 +94,7 @@ def start_ui(port: int, tracking_uri: str | None) -> None:
     command = ui_command(uri, port)
     print(f"MLflow on http://127.0.0.1:{port} (store {redacted(uri)}); Ctrl-C stops it", flush=True)
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment = quiet | os.environ
+    environment = quiet | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
     try:
         code = subprocess.call(command, env=environment)
     except KeyboardInterrupt:

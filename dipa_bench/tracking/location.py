@@ -74,6 +74,9 @@ def redacted(uri: str) -> str:
 def ui_command(uri: str, port: int) -> list[str]:
     """The command that shows a store in the browser, reachable from this machine only.
 
+    An address that may hold a password is not among the arguments, which every user of the machine
+    can list: the caller sets ``MLFLOW_BACKEND_STORE_URI`` in the command's environment.
+
     Args:
         uri: a resolved address of a database.
         port: the TCP port to listen at.
@@ -83,8 +86,9 @@ def ui_command(uri: str, port: int) -> list[str]:
     """
     if family(uri) in {"http", "https"}:
         raise UserError(f"{redacted(uri)} is a server already: open it in a browser")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    if path := sqlite_path(uri):
+    command = [sys.executable, "-m", "mlflow", "server"]
+    if path := sqlite_path(uri):  # no secrets in it; others come by the environment
+        command += ["--backend-store-uri", uri]
         command += ["--artifacts-destination", str(path.parent / "mlruns")]
     return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 

@@ -157,6 +157,10 @@ def test_the_ui_is_for_databases_and_this_machine(tmp_path: Path) -> None:
         ui_command("http://127.0.0.1:5000", 5001)
 
 
+def test_the_uis_arguments_hold_no_password() -> None:
+    assert "secret" not in " ".join(ui_command("postgresql://me:secret@db/mlflow", 5001))
+
+
 # ---------------------------------------------------------------------------- sending
 
 
