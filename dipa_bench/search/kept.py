@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from dipa_bench.evaluation.evaluate import Evaluation
@@ -13,6 +12,7 @@ from dipa_bench.evaluation.metrics import psnr_of_mse
 from dipa_bench.methods import FitContext, Method, Reconstructor
 from dipa_bench.parameters import Value
 from dipa_bench.tasks.base import Task
+from dipa_bench.tracking.wording import thinned
 
 LARGEST_MATRIX = 4096  # pixels: 64 MiB of float32 as a dense picture of P
 PICTURES = 4  # test images whose reconstructions are kept
@@ -95,7 +95,7 @@ def curves_of(context: FitContext, evaluation: Evaluation | None) -> dict:
     series = dict(context.series)
     if evaluation is not None and evaluation.curves is not None:
         series |= _curve_means(evaluation)
-    return {str(name): _thinned(points) for name, points in series.items()}
+    return {str(name): thinned(_finite(points)) for name, points in series.items()}
 
 
 def _curve_means(evaluation: Evaluation) -> dict[str, list[tuple[int, float]]]:
@@ -109,14 +109,10 @@ def _curve_means(evaluation: Evaluation) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def _thinned(points: list[tuple[int, float]], most: int = 100) -> list[tuple[int, float]]:
-    """At most `most` finite points, the first and the last among them."""
+def _finite(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The points with a finite value, as plain numbers."""
     plain = [(int(step), float(value)) for step, value in points]
-    finite = [point for point in plain if math.isfinite(point[1])]
-    if len(finite) <= most:
-        return finite
-    index = torch.linspace(0, len(finite) - 1, most).round().long().tolist()
-    return [finite[i] for i in index]
+    return [point for point in plain if math.isfinite(point[1])]
 
 
 def notes_of(context: FitContext) -> dict[str, Value]:

@@ -2,12 +2,11 @@
 
 from dipa_bench.solvers.base import Solver
 from dipa_bench.solvers.fista import REDFISTA, PnPFISTA
-from dipa_bench.solvers.parameters import SOLVERS, SolveParameters, build_solver
+from dipa_bench.solvers.parameters import SolveParameters, build_solver
 from dipa_bench.solvers.trajectory import Curves, Trajectory
 
 __all__ = [
     "REDFISTA",
-    "SOLVERS",
     "Curves",
     "PnPFISTA",
     "SolveParameters",

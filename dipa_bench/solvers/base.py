@@ -17,7 +17,7 @@ from dipa_bench.solvers import momentum as momentum_rules
 from dipa_bench.solvers.trajectory import CURVES, Recorder, Trajectory
 
 Number = float | Tensor  # a number, or one per image as B x 1 x 1 x 1
-STARTS = ("adjoint", "zero", "preconditioned", "lmmse")
+STARTS = ("adjoint", "zero", "preconditioned")  # or a function of the measurement
 
 
 def descend(point: Tensor, direction: Tensor, step: Number) -> Tensor:
@@ -60,8 +60,8 @@ class Solver(ABC):
     ) -> None:
         if momentum not in momentum_rules.RULES:
             raise unknown("momentum", momentum, momentum_rules.RULES)
-        if not callable(start) and start not in STARTS[:3]:
-            raise unknown("start", start, STARTS[:3])
+        if not callable(start) and start not in STARTS:
+            raise unknown("start", start, STARTS)
         self.prior = prior
         self.step_size = step
         self.strength = strength

@@ -13,11 +13,6 @@ from dipa_bench.priors.base import Prior
 from dipa_bench.solvers.base import Solver
 from dipa_bench.solvers.fista import REDFISTA, PnPFISTA
 
-SOLVERS = {
-    "pnp-fista": "PnP-FISTA, Kamilov et al. 2017: the prior replaces the proximal step",
-    "red-fista": "RED-FISTA, Romano et al. 2017: the prior's residual is added to the gradient",
-}
-
 
 class SolveParameters(Parameters):
     """Step, prior strength, momentum and start of one reconstruction."""
