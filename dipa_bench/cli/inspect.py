@@ -179,7 +179,12 @@ def _prior_state(name: str) -> str:
 
 
 def _dataset_state(name: str) -> str:
-    splits = registry.get("datasets", name).load(16)
+    from dipa_bench.data.images import ImageRequest
+
+    spec = registry.get("datasets", name)
+    if not spec.embedded:
+        return "read from disk: --data-root, or NAME:PATH"
+    splits = spec.load(ImageRequest(16))
     return (
         f"{len(splits.train)} train, {len(splits.validation)} validation, {splits.test_count} test"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from dipa_bench.data.images import DatasetSpec, Splits, select, square, stack
+from dipa_bench.data.images import DatasetSpec, ImageRequest, Splits, select, square, stack
 from dipa_bench.errors import UserError
 
 TRAIN, VALIDATION, TEST = range(1, 29), range(29, 33), range(33, 41)
@@ -20,15 +20,18 @@ def folder() -> Path:
     return place
 
 
-def load(size: int) -> Splits:
+def load(request: ImageRequest) -> Splits:
     """Ten pictures of each person: 1-28 train, 29-32 validate, 33-40 test."""
     from skimage.io import imread
+
+    if request.color:
+        raise UserError("the faces are gray: leave out problem.color")
 
     pictures, names, subjects = [], [], []
     for person in range(1, 41):
         for shot in range(1, 11):
             picture = imread(folder() / f"s{person}" / f"{shot}.pgm")
-            pictures.append(square(picture / 255.0, size))
+            pictures.append(square(picture / 255.0, request.size))
             names.append(f"s{person}/{shot}")
             subjects.append(f"s{person}")
     pixels = stack(pictures)

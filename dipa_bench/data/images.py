@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dipa_bench import digests
+from dipa_bench.data.signals import magnitude
 from dipa_bench.errors import UserError
 
 log = logging.getLogger(__name__)
+ROUNDING = 1e-6  # a magnitude of 1 after rounding of its parts
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class ImageSet:
     """Images of one split.
 
     Attributes:
-        pixels: N x C x H x W, float32 in [0, 1], on the CPU.
+        pixels: N x C x H x W, float32, on the CPU: gray (C = 1) or colour (3) in [0, 1], or complex
+            (2: real and imaginary part) of magnitude at most 1.
         names: one per image, unique.
         subjects: whom each image shows; equal for images that are not independent.
     """
@@ -34,7 +38,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         if not len(self.pixels) == len(self.names) == len(self.subjects):
             raise ValueError("pixels, names and subjects differ in length")
-        if len(self.pixels) and not (self.pixels.min() >= 0 and self.pixels.max() <= 1):
+        shown = magnitude(self.pixels)
+        if len(shown) and not (shown.min() >= 0 and shown.max() <= 1 + ROUNDING):
             raise ValueError("pixels are outside [0, 1]")
 
     def __len__(self) -> int:
@@ -91,10 +96,31 @@ class Splits:
         """(C, H, W) of the images."""
         return tuple(self.train.pixels.shape[1:])
 
+    def map(self, change: Callable[[ImageSet], Tensor]) -> Splits:
+        """The same splits with other pixels: `change` gives those of one split."""
+        parts = (self.train, self.validation, self._test)
+        return Splits(*(replace(part, pixels=change(part)) for part in parts))
+
     @cached_property
     def digest(self) -> str:
         """Digest over all three splits."""
         return digests.of(self.train.digest, self.validation.digest, self._test.digest)
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What a study wants of a dataset.
+
+    Attributes:
+        size: pixels on a side of the square images.
+        color: three channels instead of gray.
+        root: where the data lies, for datasets that are read from disk; None for a place of their
+            own, into which they may download.
+    """
+
+    size: int
+    color: bool = False
+    root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,38 +129,45 @@ class DatasetSpec:
 
     Attributes:
         name, title, summary: for `dipa-bench list`.
-        load: the splits at ``size`` x ``size`` pixels.
+        load: the splits; a `UserError` where the data is missing or does not fit the request.
+        caveat: what a reader of results on it has to know, shown beside the leaderboard.
+        embedded: whether it comes with the installation (no disk folder, no download).
     """
 
     name: str
     title: str
     summary: str
-    load: Callable[[int], Splits]
+    load: Callable[[ImageRequest], Splits]
+    caveat: str = ""
+    embedded: bool = True
 
 
 def square(picture: np.ndarray, size: int) -> np.ndarray:
     """Crops the central square and resizes it with antialiasing.
 
     Args:
-        picture: H x W in [0, 1].
+        picture: H x W or H x W x 3, in [0, 1].
         size: pixels on a side of the result.
 
     Returns:
-        size x size, float32, clipped to [0, 1].
+        size x size (x 3), float32, clipped to [0, 1].
     """
     from skimage.transform import resize
 
-    side = min(picture.shape)
-    top, left = ((extent - side) // 2 for extent in picture.shape)
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
     crop = picture[top : top + side, left : left + side]
     if side != size:
-        crop = resize(crop, (size, size), order=3, mode="reflect", anti_aliasing=side > size)
+        shape = (size, size, *picture.shape[2:])
+        crop = resize(crop, shape, order=3, mode="reflect", anti_aliasing=side > size)
     return np.clip(crop, 0, 1).astype(np.float32)
 
 
 def stack(pictures: Sequence[np.ndarray]) -> Tensor:
-    """N x 1 x H x W from gray pictures of one size."""
-    return torch.from_numpy(np.stack(pictures))[:, None]
+    """N x 1 x H x W from gray pictures of one size, N x 3 x H x W from H x W x 3 ones."""
+    pixels = torch.from_numpy(np.stack(pictures))
+    return pixels[:, None] if pixels.dim() == 3 else pixels.movedim(-1, 1).contiguous()
 
 
 def select(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dipa_bench import digests
+from dipa_bench.errors import UserError
 from dipa_bench.parameters import Search, Setting
 
 
@@ -38,11 +39,14 @@ class Strength:
 class Prior(nn.Module):
     """A denoiser D(v; strength); each image of a batch by itself, parameters frozen.
 
+    A gray denoiser works on every channel by itself; a colour one refuses anything but three.
+
     Args:
         name: how records call it.
         strength: its unit and range.
         denoise: the function (v, strength) -> denoised, B x C x H x W; strength is a number or
             B x 1 x 1 x 1. A module's weights are frozen.
+        channels: of the images it takes: 1, 3, or None for any.
         identity: what tells two priors of one name apart, e.g. a digest of a file.
         differentiable: whether gradients pass through it.
     """
@@ -53,20 +57,36 @@ class Prior(nn.Module):
         strength: Strength,
         denoise: Callable[[Tensor, float | Tensor], Tensor],
         *,
+        channels: int | None = 1,
         identity: str = "",
         differentiable: bool = True,
     ) -> None:
         super().__init__()
         self.name = name
         self.strength = strength
+        self.channels = channels
         self.differentiable = differentiable
         self._identity = identity
         self._denoise = denoise
         self.eval().requires_grad_(False)
 
     def forward(self, noisy: Tensor, strength: float | Tensor) -> Tensor:
-        """The denoised batch."""
-        return self._denoise(noisy, strength)
+        """The denoised batch.
+
+        Raises:
+            UserError: a colour denoiser was given images without three channels.
+        """
+        count = noisy.shape[1]
+        if self.channels in (None, count):
+            return self._denoise(noisy, strength)
+        if self.channels != 1:
+            raise UserError(
+                f"prior {self.name!r} denoises images of {self.channels} channels, these have "
+                f"{count}: choose a gray prior, or --set problem.color=true"
+            )
+        if isinstance(strength, Tensor) and strength.dim():
+            strength = strength.repeat_interleave(count, 0)
+        return self._denoise(noisy.flatten(0, 1)[:, None], strength).view_as(noisy)
 
     def digest(self) -> str:
         """Digest of name, identity and weights; part of the key of every cached teacher."""
@@ -79,13 +99,34 @@ class PriorSpec:
 
     Attributes:
         name, title, summary: for `dipa-bench list`.
-        build: makes it on the CPU in float32; a `UserError` where weights are missing.
+        strength: unit and range of its strength.
+        denoiser: makes the function (v, strength) -> denoised on the CPU in float32; a `UserError`
+            where weights or a package are missing.
+        channels: of the images it takes: 1 (gray, so every channel by itself), 3, or None for any.
+        differentiable: whether gradients pass through it, as training by unrolling needs.
     """
 
     name: str
     title: str
     summary: str
-    build: Callable[[], Prior]
+    strength: Strength
+    denoiser: Callable[[], Callable[[Tensor, float | Tensor], Tensor]]
+    channels: int | None = 1
+    differentiable: bool = True
+
+    def build(self) -> Prior:
+        """The prior, on the CPU.
+
+        Raises:
+            UserError: weights or a package are missing.
+        """
+        return Prior(
+            self.name,
+            self.strength,
+            self.denoiser(),
+            channels=self.channels,
+            differentiable=self.differentiable,
+        )
 
 
 class Scaled(nn.Module):
@@ -104,8 +145,9 @@ SCALE = Strength("scale", default=1.0, low=0.5, high=40.0, published=1.0)
 THRESHOLD = Strength("threshold", default=0.02, low=1e-3, high=1.0, published=2 / 255)
 
 
-def probe(prior: Prior, channels: int = 1) -> None:
+def probe(prior: Prior) -> None:
     """Raises ValueError unless `prior` maps a small batch to finite values of the same shape."""
+    channels = prior.channels or 1
     batch = torch.linspace(0, 1, 2 * channels * 256).reshape(2, channels, 16, 16)
     with torch.no_grad():
         result = prior(batch, prior.strength.default)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dipa_bench.errors import UserError
-from dipa_bench.priors.base import SCALE, Prior, PriorSpec, Scaled
+from dipa_bench.priors.base import SCALE, PriorSpec, Scaled
 
 WEIGHTS = "dncnn_sigma2_gray.pth"
 
@@ -17,7 +18,7 @@ def weights_path() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
 
 
-def build() -> Prior:
+def build() -> nn.Module:
     """The gray DnCNN (20 layers x 64, trained for sigma = 2/255), as s D(v / s).
 
     deepinv would unpickle whatever lies there; here the file can hold tensors only.
@@ -42,12 +43,13 @@ def build() -> Prior:
             f"({type(error).__name__}); set TORCH_HOME to a folder with hub/checkpoints/{WEIGHTS}, "
             "or use --set problem.prior=dncnn-small"
         ) from None
-    return Prior("dncnn", SCALE, Scaled(network))
+    return Scaled(network)
 
 
 SPEC = PriorSpec(
     name="dncnn",
     title="DnCNN (deepinv, sigma = 2/255)",
     summary="20 layers x 64, gray, no noise level: strength s of s D(v/s); weights downloaded",
-    build=build,
+    strength=SCALE,
+    denoiser=build,
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from dipa_bench.errors import UserError, brief
-from dipa_bench.priors.base import SIGMA, Prior, PriorSpec
+from dipa_bench.priors.base import SIGMA, PriorSpec
 
 
-def build() -> Prior:
-    """The shipped noise-level-conditioned gray denoiser; strength is sigma.
+def build() -> nn.Module:
+    """The shipped noise-level-conditioned gray denoiser.
 
     Raises:
         UserError: the weights are missing or damaged.
@@ -15,18 +17,18 @@ def build() -> Prior:
     from dipa_bench.priors.dncnn_small import load_dncnn_small
 
     try:
-        network = load_dncnn_small()
+        return load_dncnn_small()
     except Exception as error:  # safetensors and torch raise their own kinds
         raise UserError(
             f"the prior 'dncnn-small' has no weights ({brief(error)}): install dipa-bench again, "
             "or use --set problem.prior=tv"
         ) from None
-    return Prior("dncnn-small", SIGMA, network)
 
 
 SPEC = PriorSpec(
     name="dncnn-small",
     title="DnCNN-small (shipped)",
     summary="small gray denoiser that takes the noise level; comes with the package",
-    build=build,
+    strength=SIGMA,
+    denoiser=build,
 )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dipa_bench.priors.base import THRESHOLD, Prior, PriorSpec
+from dipa_bench.priors.base import THRESHOLD, PriorSpec
 
 ITERATIONS = 60
 LIPSCHITZ = 8.0  # bound of ||D||^2 for forward differences in two dimensions
@@ -51,5 +51,7 @@ SPEC = PriorSpec(
     name="tv",
     title="Total variation",
     summary=f"isotropic TV, {ITERATIONS} accelerated dual iterations; no weights",
-    build=lambda: Prior("tv", THRESHOLD, denoise),
+    strength=THRESHOLD,
+    denoiser=lambda: denoise,
+    channels=None,
 )

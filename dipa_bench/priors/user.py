@@ -68,6 +68,7 @@ def _from_function(name: str) -> Prior:
         name,
         SIGMA if _takes_sigma(denoiser) else SCALE,
         denoiser if _takes_sigma(denoiser) else Scaled(denoiser),
+        channels=getattr(denoiser, "channels", 1),
         identity=_source_digest(denoiser),
         differentiable=getattr(denoiser, "differentiable", True),
     )

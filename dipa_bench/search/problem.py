@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dipa_bench import registry
-from dipa_bench.data import folder
+from dipa_bench.data.load import load
 from dipa_bench.parameters import build
 from dipa_bench.priors import user
 from dipa_bench.search.study_file import Problem
@@ -34,7 +34,12 @@ def build_task(
     device = device or torch.device("cpu")
     spec = registry.get("tasks", name)
     options = build(spec.options, problem.options)
-    images = folder.load(problem.dataset or spec.dataset, problem.size)
+    images = load(
+        problem.dataset or spec.dataset,
+        problem.size,
+        color=problem.color,
+        root=problem.data_root,
+    )
     prior = user.build(problem.prior).to(device, dtype)
     return Task(
         spec=spec,

@@ -26,7 +26,9 @@ class Strict(BaseModel):
 class Problem(Strict):
     """What every method of the study shares."""
 
-    dataset: str | None = Field(None, description="a registered dataset or folder:PATH")
+    dataset: str | None = Field(None, description="a registered dataset, NAME or NAME:PATH")
+    data_root: str | None = Field(None, description="where data lies for names without a path")
+    color: bool = False
     size: Annotated[int, Field(ge=11, le=1024)] = 32  # what the window of SSIM needs
     prior: str = Field("dncnn-small", description="registered, module:function or weights file")
     solver: Literal["pnp-fista", "red-fista"] = "pnp-fista"
@@ -93,6 +95,7 @@ class StudyFile(Strict):
         values = self.model_dump(mode="json", exclude={"name", "presets", "methods"})
         for growing in ("trials", "seeds"):
             del values["budget"][growing]
+        del values["problem"]["data_root"]  # the images' digest is what counts
         return values
 
 

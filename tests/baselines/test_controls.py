@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from baselines.controls import ADJOINT, BICUBIC, back_project, bicubic
-from dipa_bench.data import faces
+from dipa_bench.data.load import load
 from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.parameters import build
 from dipa_bench.testing.problems import small_task
@@ -67,7 +67,7 @@ def test_a_ramp_is_reproduced(factor):
 @pytest.mark.parametrize("factor", [4, 3, 2])
 def test_bicubic_beats_the_shifted_grid_on_faces(factor):
     """torch's interpolate takes samples for cell centres; on real faces that costs over 1 dB."""
-    images = faces.load(32).validation
+    images = load("faces", 32).validation
     task = small_task(shape=(1, 32, 32), options={"factor": factor}, noise=0.0)
     y = task.measure(images)
     shifted = torch.nn.functional.interpolate(y, size=(32, 32), mode="bicubic")

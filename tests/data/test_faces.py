@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from dipa_bench.data import faces
+from dipa_bench.data.load import load
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return faces.load(16)
+    return load("faces", 16)
 
 
 def parts(splits):
@@ -63,5 +64,5 @@ def test_a_face_is_the_area_mean_of_its_file(splits):
 
 def test_loading_is_repeatable(splits):
     """The same digest again; another size has another."""
-    assert faces.load(16).digest == splits.digest
-    assert faces.load(17).digest != splits.digest
+    assert load("faces", 16).digest == splits.digest
+    assert load("faces", 17).digest != splits.digest

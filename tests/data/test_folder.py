@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dipa_bench.data import folder
+from dipa_bench.data.load import load
 from dipa_bench.errors import UserError
 
 
@@ -34,7 +34,7 @@ def subjects(splits):
 def test_a_subfolder_is_a_subject(tmp_path):
     """Ten subfolders of three pictures: 7, 1 and 2 subjects, disjoint, with all their pictures."""
     people(tmp_path, 10)
-    splits = folder.load_folder(tmp_path, 16)
+    splits = load(f"folder:{tmp_path}", 16)
     found = subjects(splits)
     assert [len(part) for part in found] == [7, 1, 2]
     assert set.union(*found) == {f"p{i}" for i in range(10)}
@@ -46,7 +46,7 @@ def test_loose_images_are_subjects_of_their_own(tmp_path):
     """Five files in the folder itself: 3, 1, 1."""
     for index in range(5):
         picture(tmp_path / f"{index}.png", index)
-    assert [len(part) for part in subjects(folder.load_folder(tmp_path, 16))] == [3, 1, 1]
+    assert [len(part) for part in subjects(load(f"folder:{tmp_path}", 16))] == [3, 1, 1]
 
 
 def test_the_split_depends_on_names_alone(tmp_path):
@@ -54,7 +54,7 @@ def test_the_split_depends_on_names_alone(tmp_path):
     for place, order in ((tmp_path / "a", range(10)), (tmp_path / "b", range(9, -1, -1))):
         for person in order:
             picture(place / f"p{person}" / "0.png", person)
-    first, second = (folder.load_folder(tmp_path / name, 16) for name in "ab")
+    first, second = (load(f"folder:{tmp_path / name}", 16) for name in "ab")
     assert subjects(first) == subjects(second)
     assert first.digest == second.digest
 
@@ -64,12 +64,12 @@ def test_deep_files_belong_to_the_first_subfolder(tmp_path):
     for person in range(3):
         for where in "xy":
             picture(tmp_path / f"p{person}" / where / "0.png", person)
-    assert [len(part) for part in subjects(folder.load_folder(tmp_path, 16))] == [1, 1, 1]
+    assert [len(part) for part in subjects(load(f"folder:{tmp_path}", 16))] == [1, 1, 1]
 
 
 def only(tmp_path, name="p0"):
     """The loaded pixels of subject `name`, whichever split it is in."""
-    splits = folder.load_folder(tmp_path, 20)
+    splits = load(f"folder:{tmp_path}", 20)
     for part in (splits.train, splits.validation, splits._test):
         if name in part.subjects:
             return part.pixels[part.subjects.index(name), 0].numpy()
@@ -142,7 +142,7 @@ def test_other_files_are_left_alone(tmp_path):
     """A text file beside the pictures is not one."""
     people(tmp_path, 3, shots=1)
     (tmp_path / "p0" / "notes.txt").write_text("no picture")
-    assert len(folder.load_folder(tmp_path, 16).train) == 1
+    assert len(load(f"folder:{tmp_path}", 16).train) == 1
 
 
 def test_mistakes_are_user_errors(tmp_path):
@@ -152,7 +152,7 @@ def test_mistakes_are_user_errors(tmp_path):
     people(tmp_path / "two", 2)
     for name, message in cases.items():
         with pytest.raises(UserError, match=message) as caught:
-            folder.load(f"folder:{tmp_path / name}", 16)
+            load(f"folder:{tmp_path / name}", 16)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -165,7 +165,7 @@ def test_a_damaged_image_is_named(tmp_path, content):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # imageio leaves the file open
         with pytest.raises(UserError, match=r"0\.png cannot be read") as caught:
-            folder.load_folder(tmp_path, 16)
+            load(f"folder:{tmp_path}", 16)
         message = str(caught.value)
         del caught
         gc.collect()
@@ -176,10 +176,10 @@ def test_a_file_is_no_folder(tmp_path):
     """`folder:` of a picture."""
     picture(tmp_path / "one.png")
     with pytest.raises(UserError, match="directory"):
-        folder.load(f"folder:{tmp_path / 'one.png'}", 16)
+        load(f"folder:{tmp_path / 'one.png'}", 16)
 
 
 def test_names_without_prefix_are_registered_ones():
     """An unknown name is refused with the nearest."""
     with pytest.raises(UserError, match="did you mean 'faces'"):
-        folder.load("face", 16)
+        load("face", 16)

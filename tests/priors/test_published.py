@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipa_bench.data import faces
+from dipa_bench.data.load import load
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.priors import published
@@ -36,7 +36,7 @@ def test_without_weights_and_network(tmp_path, monkeypatch, problem):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(UserError, match="TORCH_HOME") as caught:
-        published.build()
+        published.SPEC.build()
     message = str(caught.value)
     assert str(tmp_path / "hub" / "checkpoints" / published.WEIGHTS) in message
     assert "dncnn-small" in message
@@ -50,7 +50,7 @@ def test_with_damaged_weights(tmp_path, monkeypatch):
     path.write_bytes(b"PK\x03\x04 half a file")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match="TORCH_HOME"):
-        published.build()
+        published.SPEC.build()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def prior(monkeypatch):
     if found is None:
         pytest.skip(f"no {published.WEIGHTS} below TORCH_HOME or {SHARED}")
     monkeypatch.setenv("TORCH_HOME", found)
-    return published.build()
+    return published.SPEC.build()
 
 
 def test_strength_scales_the_network(prior):
@@ -67,7 +67,7 @@ def test_strength_scales_the_network(prior):
     network = prior._denoise.denoiser
     assert len(network.conv_list) == 18
     assert network.in_conv.weight.shape == (64, 1, 3, 3)
-    v = faces.load(24).validation.first(2).pixels
+    v = load("faces", 24).validation.first(2).pixels
     with torch.no_grad():
         torch.testing.assert_close(prior(v, 1.0), network(v))
         torch.testing.assert_close(prior(v, 5.0), 5 * network(v / 5))
@@ -76,7 +76,7 @@ def test_strength_scales_the_network(prior):
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 def test_removes_the_noise_it_was_trained_for(prior, scale):
     """Noise of s * 2/255 on faces: at least 1 dB better with strength s, less without."""
-    truth = faces.load(32).validation.first(8).pixels
+    truth = load("faces", 32).validation.first(8).pixels
     generator = torch.Generator().manual_seed(0)
     noisy = truth + scale * 2 / 255 * torch.randn(truth.shape, generator=generator)
     with torch.no_grad():
@@ -103,5 +103,5 @@ def test_weights_cannot_run_code(tmp_path, monkeypatch):
     path.parent.mkdir(parents=True)
     torch.save({"in_conv.weight": Payload(tmp_path / "ran")}, path)
     with pytest.raises(UserError, match="has no weights"):
-        published.build()
+        published.SPEC.build()
     assert not (tmp_path / "ran").exists()

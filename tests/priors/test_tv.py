@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dipa_bench.data import faces
+from dipa_bench.data.load import load
 from dipa_bench.priors import tv
 
 # root mean square distance from the exact solution that the shipped iterations may have
@@ -13,7 +13,7 @@ TOLERANCE = {0.001: 1e-6, 0.02: 1e-5, 0.1: 1e-3, 0.3: 5e-3}
 
 @pytest.fixture(scope="module")
 def noisy():
-    images = faces.load(16).train.first(6).pixels.double()
+    images = load("faces", 16).train.first(6).pixels.double()
     generator = torch.Generator().manual_seed(0)
     return images + 0.1 * torch.randn(images.shape, generator=generator, dtype=torch.float64)
 
@@ -104,7 +104,7 @@ def test_constants_and_means_are_kept(noisy):
 
 def test_denoises_faces(noisy):
     """At sigma 0.1 it gains at least 2 dB."""
-    truth = faces.load(16).train.first(6).pixels.double()
+    truth = load("faces", 16).train.first(6).pixels.double()
     gain = 10 * torch.log10(
         (noisy - truth).square().mean() / (tv.denoise(noisy, 0.05) - truth).square().mean()
     )
