@@ -84,7 +84,7 @@ class Prior(nn.Module):
                 f"prior {self.name!r} denoises images of {self.channels} channels, these have "
                 f"{count}: choose a gray prior, or --set problem.color=true"
             )
-        if isinstance(strength, Tensor) and strength.dim():
+        if isinstance(strength, Tensor) and strength.numel() > 1:
             strength = strength.repeat_interleave(count, 0)
         return self._denoise(noisy.flatten(0, 1)[:, None], strength).view_as(noisy)
 
@@ -104,6 +104,7 @@ class PriorSpec:
             where weights or a package are missing.
         channels: of the images it takes: 1 (gray, so every channel by itself), 3, or None for any.
         differentiable: whether gradients pass through it, as training by unrolling needs.
+        download: file of weights that its first use downloads (see `priors.downloads`), or None.
     """
 
     name: str
@@ -113,6 +114,7 @@ class PriorSpec:
     denoiser: Callable[[], Callable[[Tensor, float | Tensor], Tensor]]
     channels: int | None = 1
     differentiable: bool = True
+    download: str | None = None
 
     def build(self) -> Prior:
         """The prior, on the CPU.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dipa_bench import registry
+from dipa_bench import imports, registry
 from dipa_bench.errors import UserError, brief
 from dipa_bench.priors.base import SCALE, SIGMA, Prior, Scaled, probe
 
@@ -23,11 +22,13 @@ def build(name: str) -> Prior:
     """A prior by registered name, ``module:function`` or path of a weights file.
 
     A function takes ``(noisy)`` or ``(noisy, sigma)``; one that takes no sigma has the strength s
-    of s D(v/s). A weights file holds either the shipped network's tensors (``.safetensors`` with
-    its metadata) or those of deepinv's gray DnCNN.
+    of s D(v/s). Its attributes ``channels`` (1, 3, or None for any; else 1) and ``differentiable``
+    (else True) mean what they mean in a `PriorSpec`. A weights file holds either the shipped
+    network's tensors (``.safetensors`` with its metadata) or those of deepinv's gray DnCNN.
 
     Raises:
-        UserError: unknown name, unreadable file, or a denoiser that changes the shape.
+        UserError: unknown name, unreadable file, a denoiser that changes the shape, or one with
+            another value of these attributes.
     """
     if name.endswith(SUFFIXES):
         prior = _from_file(Path(name))
@@ -39,28 +40,15 @@ def build(name: str) -> Prior:
         probe(prior)
     except Exception as error:
         raise UserError(
-            f"prior {name!r} is no gray denoiser: on a 2 x 1 x 16 x 16 batch in [0, 1], "
+            f"prior {name!r} is no {'colour' if prior.channels == 3 else 'gray'} denoiser: "
+            f"on a 2 x {prior.channels or 1} x 16 x 16 batch in [0, 1], "
             f"{brief(error, kind=not isinstance(error, ValueError))}"
         ) from None
     return prior
 
 
 def _from_function(name: str) -> Prior:
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"prior {name!r} cannot be imported ({brief(error)}): give "
-            "module:function, importable from this folder"
-        ) from None
-    finally:
-        if added:
-            sys.path.remove(here)
+    found = imports.attribute(name, "prior")
     denoiser = found() if inspect.isclass(found) else found
     if not callable(denoiser):
         raise UserError(f"prior {name!r} is a {type(found).__name__}, not a function: name one")
@@ -68,10 +56,20 @@ def _from_function(name: str) -> Prior:
         name,
         SIGMA if _takes_sigma(denoiser) else SCALE,
         denoiser if _takes_sigma(denoiser) else Scaled(denoiser),
-        channels=getattr(denoiser, "channels", 1),
-        identity=_source_digest(denoiser),
-        differentiable=getattr(denoiser, "differentiable", True),
+        channels=_attribute(name, denoiser, "channels", (1, 3, None)),
+        identity=imports.source_digest(denoiser),
+        differentiable=_attribute(name, denoiser, "differentiable", (True, False)),
     )
+
+
+def _attribute(name: str, denoiser: Callable, attribute: str, valid: tuple) -> Any:
+    """What a denoiser says of itself; the first valid value where it says nothing."""
+    value = getattr(denoiser, attribute, valid[0])
+    if not any(value is other for other in valid):
+        shown = " ".join(repr(value).split())[:40]
+        choices = " or ".join(map(str, valid))
+        raise UserError(f"prior {name!r} has {attribute} = {shown}: set it to {choices}")
+    return value
 
 
 def _takes_sigma(denoiser: Callable) -> bool:
@@ -82,15 +80,6 @@ def _takes_sigma(denoiser: Callable) -> bool:
     except (TypeError, ValueError):
         return False
     return sum(parameter.kind in kinds for parameter in parameters) >= 2
-
-
-def _source_digest(denoiser: Callable) -> str:
-    target = type(denoiser) if isinstance(denoiser, nn.Module) else denoiser
-    try:
-        text = inspect.getsource(inspect.getmodule(target))
-    except (OSError, TypeError):
-        text = f"{target.__module__}.{getattr(target, '__qualname__', type(target))}"
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _from_file(path: Path) -> Prior:

@@ -209,3 +209,68 @@ def test_a_pickle_with_code_does_not_run(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         user.build(str(tmp_path / "net.pth"))
     assert not (tmp_path / "pwned").exists()
+
+
+FLAGGED = """
+    def any_channels(noisy, sigma):
+        return noisy.flip(1)
+
+    any_channels.channels = None
+    any_channels.differentiable = False
+
+    def color(noisy):
+        assert noisy.shape[1] == 3
+        return noisy
+
+    color.channels = 3
+
+    def wide(noisy):
+        return noisy
+
+    wide.channels = 64
+
+    def doubtful(noisy):
+        return noisy
+
+    doubtful.differentiable = "no"
+
+    def cropped(noisy):
+        return noisy[..., 1:]
+
+    cropped.channels = 3
+"""
+
+
+@pytest.fixture
+def flagged(folder, tmp_path):
+    (tmp_path / f"{folder}.py").write_text(textwrap.dedent(FLAGGED))
+    return folder
+
+
+def test_a_function_says_which_images_it_takes(flagged):
+    """`channels` and `differentiable` of the function are those of the prior."""
+    prior = user.build(f"{flagged}:any_channels")
+    assert prior.channels is None
+    assert prior.differentiable is False
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(prior(images, 0.1), images.flip(1))
+    prior = user.build(f"{flagged}:color")
+    assert prior.channels == 3
+    assert prior.differentiable is True
+    with pytest.raises(UserError, match="gray prior"):
+        prior(V, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("wide", "channels = 64: set it to 1 or 3 or None"),
+        ("doubtful", "differentiable = 'no': set it to True or False"),
+        ("cropped", "no colour denoiser: on a 2 x 3 x 16 x 16 batch"),
+    ],
+)
+def test_a_function_that_says_what_cannot_be(flagged, function, message):
+    """Named in one line."""
+    with pytest.raises(UserError, match=message) as caught:
+        user.build(f"{flagged}:{function}")
+    assert "\n" not in str(caught.value)
