@@ -12,7 +12,9 @@ from dipa_bench.testing import small_task
 from dipa_bench.testing.contracts import linearised
 
 
-@pytest.mark.parametrize(("name", "absolute"), [("identity", 0.4), ("hessian", 0.4)])
+@pytest.mark.parametrize(
+    ("name", "absolute"), [("identity", 0.4), ("hessian", 0.4), ("polynomial", 0.4)]
+)
 def test_the_absolute_step_survives(name, absolute, context):
     """alpha is 0.4 in absolute units, whatever unit the method searches its step in."""
     task, method = small_task(dtype=torch.float64), registry.get("methods", name)
