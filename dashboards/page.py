@@ -18,7 +18,7 @@ from dashboards import figures, pictures
 from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
 from dipa_bench.evaluation.leaderboard import image_rows, leaderboard, verdict
-from dipa_bench.evaluation.rendering import p_text, plain, short
+from dipa_bench.evaluation.rendering import caveats, p_text, plain, short
 from dipa_bench.evaluation.statistics import image_scores
 from dipa_bench.tracking.results import Results
 
@@ -46,6 +46,7 @@ class Section:
 
     study: str
     verdict: str
+    caveats: list[str]
     reference: str
     ranked: list[dict[str, Any]]
     unranked: list[dict[str, Any]]
@@ -132,6 +133,7 @@ def _section(results: Results, study: str, style: dict[str, Look], index: int) -
     return Section(
         study=study,
         verdict=verdict(board, results),
+        caveats=caveats(board),
         reference=rows[0]["reference"],
         ranked=ranked,
         unranked=[row for row in rows if math.isnan(row["psnr"])],

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
+from dipa_bench import registry
 from dipa_bench.learning.lmmse import LMMSE
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Parameters, Value
 from dipa_bench.preconditioners import Preconditioner
+from dipa_bench.priors.base import Prior
 from dipa_bench.solvers import SolveParameters, Solver, Trajectory, build_solver
 from dipa_bench.tasks.base import Task
 
@@ -184,6 +186,7 @@ class Method:
         fit: (task, parameters, context) -> Reconstructor. Deterministic given the context's seed.
         learned: whether fitting reads training images.
         stochastic: whether a fit depends on its seed; only then are winners refitted over seeds.
+        unrolled: whether fitting sends gradients through the prior, which must let them pass.
         paper: where it comes from.
         published: the published values as flat parameters (steps may be absolute).
         skip: the reason why the method does not apply to a task, or None.
@@ -198,9 +201,26 @@ class Method:
     fit: Callable[[Task, Any, FitContext], Reconstructor]
     learned: bool = False
     stochastic: bool = False
+    unrolled: bool = False
     paper: str = ""
     published: Callable[[Task], dict[str, Value]] = published_solve
     skip: Callable[[Task], str | None] = lambda task: None
+
+    def unsuitable(self, task: Task) -> str | None:
+        """Why the method does not apply to a task, its prior included; None where it does."""
+        if self.unrolled and not task.prior.differentiable:
+            return untrainable(task.prior)
+        return self.skip(task)
+
+
+def untrainable(prior: Prior) -> str:
+    """What to tell of a prior that lets no gradients pass, with the names of those that do."""
+    found = registry.describe("priors")
+    able = sorted(spec.name for spec in found if getattr(spec, "differentiable", False))
+    return (
+        f"training needs gradients through the prior, and {prior.name!r} lets none pass: choose "
+        f"one of {', '.join(able)}"
+    )
 
 
 class SolverOnly(Parameters):

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from baselines.hessian import InverseHessian
+from baselines.polynomial import PolynomialParameters, build
 from baselines.scalar import ScalarSteps
 from dipa_bench import registry
+from dipa_bench.errors import UserError
 from dipa_bench.preconditioners import Dense, Identity
 from dipa_bench.testing import MethodContract, PreconditionerContract, PriorContract
 
@@ -18,6 +20,19 @@ class TestIdentity(PreconditionerContract):
 class TestHessian(PreconditionerContract):
     def make(self, task):
         return InverseHessian(0.1 * task.largest())
+
+
+class TestPolynomial(PreconditionerContract):
+    @pytest.fixture(autouse=True, params=["l2", "chebyshev", "neumann"])
+    def _of_family(self, request):
+        self.family = request.param
+
+    @pytest.fixture(autouse=True, params=[2, 3])  # a bound in closed form, and a measured one
+    def _of_degree(self, request):
+        self.degree = request.param
+
+    def make(self, task):
+        return build(task, PolynomialParameters(family=self.family, degree=self.degree))
 
 
 class TestScalarSteps(PreconditionerContract):
@@ -43,9 +58,18 @@ class TestMethods(MethodContract):
         type(self).name = name
 
 
-class TestShippedPrior(PriorContract):
-    name = "dncnn-small"
+@pytest.mark.parametrize("name", registry.names("priors"))
+class TestPriors(PriorContract):
+    @pytest.fixture(autouse=True)
+    def _named(self, name, monkeypatch):
+        """One without its weights or package is skipped with what it says of them."""
 
+        def refuse(*arguments, **options):
+            raise OSError("the tests download nothing")
 
-class TestTotalVariation(PriorContract):
-    name = "tv"
+        monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+        type(self).name = name
+        try:
+            self.make()
+        except UserError as error:
+            pytest.skip(str(error))

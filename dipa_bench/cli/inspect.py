@@ -169,12 +169,13 @@ def _load_state(kind: str) -> str:
 
 
 def _prior_state(name: str) -> str:
-    if name == "dncnn":
-        from dipa_bench.priors.published import weights_path
+    from dipa_bench.priors.downloads import location
 
-        if not weights_path().exists():
-            return f"no weights at {weights_path()}: downloaded on first use, or set TORCH_HOME"
-    registry.get("priors", name).build()
+    spec = registry.get("priors", name)
+    if spec.download is not None and not location(spec.download).exists():
+        place = location(spec.download)
+        return f"no weights at {place}: downloaded on first use, or set TORCH_HOME"
+    spec.build()
     return "ready"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -39,7 +40,24 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")]
 StudyOption = Annotated[str | None, typer.Option(help="Only the study of this name.")]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(help="Images: NAME or NAME:PATH, e.g. folder:photos; see `list datasets`."),
+]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--data-root", help="Where datasets without a path of their own lie."),
+]
 RulesOption = Annotated[str | None, typer.Option(help="tuned or published.")]
+
+
+def _with_data(dataset: str | None, root: str | None, sets: list[str] | None) -> list[str]:
+    """``--dataset`` and ``--data-root`` as assignments, before those of ``--set``."""
+    given = {"problem.dataset": dataset, "problem.data_root": root}
+    return [
+        *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None),
+        *(sets or []),
+    ]
 
 
 @app.command()
@@ -56,6 +74,8 @@ def study(
         str | None, typer.Option(help="quick (default on a CPU), standard (on a GPU) or paper.")
     ] = None,
     rules: RulesOption = None,
+    dataset: DatasetOption = None,
+    data_root: RootOption = None,
     device: DeviceOption = "auto",
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the whole study.")] = None,
     name: Annotated[
@@ -83,7 +103,7 @@ def study(
         device=device,
         seed=seed,
         name=name,
-        sets=sets or [],
+        sets=_with_data(dataset, data_root, sets),
         tracking_uri=tracking_uri,
         dry_run=dry_run,
     )
@@ -130,13 +150,15 @@ def diagnose(
     task: TaskOption = None,
     config: Annotated[str | None, typer.Option(help="Study file whose problem to use.")] = None,
     preset: Annotated[str | None, typer.Option(help="quick, standard or paper.")] = None,
+    dataset: DatasetOption = None,
+    data_root: RootOption = None,
     device: DeviceOption = "auto",
     sets: SetOption = None,
 ) -> None:
     """Say what a preconditioner can do on a task: conditioning, null space, reference PSNRs."""
     from dipa_bench.cli.inspect import show_diagnosis
 
-    show_diagnosis(task, config, preset, device, sets or [])
+    show_diagnosis(task, config, preset, device, _with_data(dataset, data_root, sets))
 
 
 @app.command("list")

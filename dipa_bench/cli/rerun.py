@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -47,15 +49,21 @@ def _record(run: str, root: Path, tracking_uri: str | None) -> RunRecord:
         record = find_run(resolve_uri(tracking_uri, Path.cwd()), run)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
-    prior = str(record.study_file.get("problem", {}).get("prior", ""))
+    code = _imported(record.study_file.get("problem", {}))
     suffix = "" if record.kind == "method" else f"/{record.kind}-{record.number}"
     if record.kind == "trial":
         suffix = f"/{trial_folder(Path(), record.number).name}"
     place = rerun.find(f"{record.study}/{record.method}{suffix}", root)
     ours = place is not None and records.read(place).study_file == record.study_file
-    if ":" in prior and not ours:
+    if code and not ours:
         raise UserError(
-            f"run {run} names code to import as its prior ({prior}), and a tracking store may not "
+            f"run {run} names code to import ({', '.join(code)}), and a tracking store may not "
             "choose what runs here: give the run's folder instead of its id"
         )
     return record
+
+
+def _imported(problem: Mapping[str, Any]) -> list[str]:
+    """What a study's problem makes Python import: its ``module:function`` values."""
+    named = [problem.get("prior"), *problem.get("options", {}).values()]
+    return [text for text in named if isinstance(text, str) and ":" in text]

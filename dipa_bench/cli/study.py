@@ -12,6 +12,7 @@ from dipa_bench import devices
 from dipa_bench.cli.console import RESULTS, Stopped, add_row, new_table, wide_console
 from dipa_bench.cli.progress import Terminal
 from dipa_bench.errors import UserError
+from dipa_bench.methods import untrainable
 from dipa_bench.search import study_file
 from dipa_bench.search.observer import Observer
 from dipa_bench.search.problem import build_task
@@ -95,6 +96,7 @@ def run(
     )
     uri = resolve_uri(tracking_uri, Path.cwd())
     made = build_task(study.task, study.problem, seed=study.seed, device=where)
+    _refuse_untrainable(study, made, methods)
     if dry_run:
         _print_plan(study, made)
         return
@@ -106,6 +108,17 @@ def run(
         _print_board(study, uri)
     else:
         print("no leaderboard: the results were not all sent, `dipa-bench sync` sends them")
+
+
+def _refuse_untrainable(study: StudyFile, task: Task, methods: str | None) -> None:
+    """Raises `UserError` where a row asked for by name cannot train through the prior.
+
+    Rows that come with the study are skipped with that reason instead.
+    """
+    asked = {part.strip() for part in (methods or "").split(",")}
+    for name in asked & set(study.methods):
+        if Row.of(study, name).method.unrolled and not task.prior.differentiable:
+            raise UserError(f"method {name}: {untrainable(task.prior)}")
 
 
 def _run_all(study: StudyFile, task: Task, uri: str) -> bool:

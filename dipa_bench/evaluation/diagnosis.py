@@ -122,7 +122,7 @@ def _controls(task: Task, teachers: TeacherCache) -> dict[str, float]:
         if isinstance(method, registry.Broken):
             continue
         name = method.name
-        if method.parameters is NoParameters and method.skip(task) is None:
+        if method.parameters is NoParameters and method.unsuitable(task) is None:
             reconstructor = method.fit(task, NoParameters(), context)
             images = task.images.validation
             found[name] = evaluate(reconstructor, task, images).psnr.mean().item()

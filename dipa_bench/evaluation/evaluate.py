@@ -14,7 +14,7 @@ from torch import Tensor
 from dipa_bench import devices
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
-from dipa_bench.evaluation.metrics import psnr_of_mse, psnr_pooled, ssim
+from dipa_bench.evaluation.metrics import psnr_of_mse, psnr_pooled, squared_error, ssim
 from dipa_bench.methods import Reconstructor
 from dipa_bench.solvers import Curves, Trajectory
 from dipa_bench.tasks.base import Task
@@ -144,7 +144,7 @@ def evaluate(
     if not record:
         seconds = elapsed
     estimates = torch.cat([run.estimate for run in runs])
-    mse = (estimates - truth).flatten(1).square().mean(1).cpu()
+    mse = squared_error(estimates, truth).cpu()
     return Evaluation(
         images=images,
         estimates=estimates.cpu(),

@@ -22,7 +22,7 @@ COLUMNS = (
     *("images", "subjects", "unpaired_images"),
     *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters"),
     *("trials", "seeds", "fit_seconds", "search_seconds"),
-    *("rules", "preset", "operator", "rule", "learned", "start", "state", "reason"),
+    *("rules", "preset", "operator", "rule", "learned", "start", "state", "reason", "caveat"),
 )
 NEGLIGIBLE = 0.1
 """Seconds; a fitting time below this is no denominator."""

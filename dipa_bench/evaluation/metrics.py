@@ -6,14 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipa_bench.data.signals import magnitude
+
 
 def psnr_of_mse(mse: Tensor) -> Tensor:
     """-10 log10(mse): PSNR in dB for images of range 1; infinite where the error is 0."""
     return -10 * torch.log10(mse)
 
 
-def psnr(estimate: Tensor, reference: Tensor) -> Tensor:
-    """PSNR of each image in dB, range 1, nothing clipped.
+def squared_error(estimate: Tensor, reference: Tensor) -> Tensor:
+    """Mean squared error of each image; of complex ones that of the magnitudes.
 
     Args:
         estimate, reference: B x C x H x W.
@@ -21,7 +23,19 @@ def psnr(estimate: Tensor, reference: Tensor) -> Tensor:
     Returns:
         B values.
     """
-    return psnr_of_mse((estimate - reference).flatten(1).square().mean(1))
+    return (magnitude(estimate) - magnitude(reference)).flatten(1).square().mean(1)
+
+
+def psnr(estimate: Tensor, reference: Tensor) -> Tensor:
+    """PSNR of each image in dB, range 1, nothing clipped; of complex ones on the magnitude.
+
+    Args:
+        estimate, reference: B x C x H x W.
+
+    Returns:
+        B values.
+    """
+    return psnr_of_mse(squared_error(estimate, reference))
 
 
 def psnr_pooled(mse: Tensor) -> float:
@@ -32,7 +46,8 @@ def psnr_pooled(mse: Tensor) -> float:
 def ssim(estimate: Tensor, reference: Tensor) -> Tensor:
     """SSIM of each image (Wang et al. 2004: Gaussian window, sigma 1.5, biased covariance).
 
-    scikit-image's own; channels are averaged. NaN for an estimate that is not finite.
+    scikit-image's own; channels are averaged, of complex images the magnitude counts. NaN for an
+    estimate that is not finite.
 
     Args:
         estimate, reference: B x C x H x W in [0, 1], at least 11 x 11 pixels.
@@ -52,8 +67,8 @@ def ssim(estimate: Tensor, reference: Tensor) -> Tensor:
         )
 
     pairs = zip(
-        estimate.detach().double().cpu().numpy(),
-        reference.detach().double().cpu().numpy(),
+        magnitude(estimate.detach()).double().cpu().numpy(),
+        magnitude(reference.detach()).double().cpu().numpy(),
         strict=True,
     )
     return torch.tensor([one(found, true) for found, true in pairs])

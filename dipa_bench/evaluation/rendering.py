@@ -107,13 +107,19 @@ def _studies(board: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[str]]]:
         rows = board[board["study"] == study]
         ranked = rows["psnr"].notna()
         heading = f"task {plain(rows['task'].iloc[0])}, study {short(study)}"
-        notes = [
+        notes = [f"images: {text}" for text in caveats(rows)]
+        notes += [
             f"not ranked: {short(row['method'])} ({row['state']})"
             + ("" if pd.isna(row["reason"]) else f": {short(row['reason'], 300)}")
             for _, row in rows[~ranked].iterrows()
         ]
         parts.append((heading, rows[ranked], notes))
     return parts
+
+
+def caveats(rows: pd.DataFrame) -> list[str]:
+    """What to know of the images of a study's rows, each said once."""
+    return sorted({short(text, 300) for text in rows["caveat"].dropna()})
 
 
 def _table(board: pd.DataFrame) -> str:

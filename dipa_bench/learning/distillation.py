@@ -52,6 +52,10 @@ class LDIPAParameters(Parameters):
     """L-DIPA: trained inside the very algorithm that will use it, so solver settings are shared."""
 
     solve: SolveParameters = SolveParameters()
+    channels: Annotated[
+        Literal["shared", "joint"],
+        Field(description="of complex or colour images: one matrix for each channel, or over all"),
+    ] = "shared"
     train: TrainParameters = TrainParameters()
     distill: DistillParameters = DistillParameters()
 
@@ -110,7 +114,8 @@ def fit_ldipa(task: Task, parameters: LDIPAParameters, context: FitContext) -> I
     Returns:
         The solver with the P of the best epoch (epoch 0, the identity, included).
     """
-    reconstructor = context.reconstructor(task, parameters.solve, Dense(task.shape))
+    operator = Dense(task.shape, joint=parameters.channels == "joint")
+    reconstructor = context.reconstructor(task, parameters.solve, operator)
     images = task.images.train.first(context.budget.train_images)
     label = parameters.distill.teacher
     published = parameters.solve.units == "absolute"
@@ -147,13 +152,6 @@ def published_ldipa(task: Task) -> dict[str, Value]:
     }
 
 
-def skip_ldipa(task: Task) -> str | None:
-    """Unrolling needs gradients through the prior."""
-    if task.prior.differentiable:
-        return None
-    return f"the prior {task.prior.name!r} says that no gradients pass through it"
-
-
 LDIPA = Method(
     name="ldipa",
     title="L-DIPA",
@@ -162,9 +160,9 @@ LDIPA = Method(
     rule="distilled",
     learned=True,
     stochastic=True,
+    unrolled=True,
     paper=PAPER,
     parameters=LDIPAParameters,
     fit=fit_ldipa,
     published=published_ldipa,
-    skip=skip_ldipa,
 )

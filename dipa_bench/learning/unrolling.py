@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dipa_bench.data.images import ImageSet
-from dipa_bench.errors import Diverged
+from dipa_bench.errors import Diverged, UserError
 from dipa_bench.evaluation.metrics import psnr
-from dipa_bench.methods import FitContext, Iterative, Progress
+from dipa_bench.methods import FitContext, Iterative, Progress, untrainable
 from dipa_bench.parameters import Parameters, Search
 from dipa_bench.tasks.base import Task
 
@@ -74,9 +74,12 @@ def train(
         context: budget, seed, reports.
 
     Raises:
+        UserError: no gradients pass through the prior.
         Diverged: the loss became NaN, infinite or a thousand times what it was.
         Pruned: from the context's report.
     """
+    if not task.prior.differentiable:
+        raise UserError(untrainable(task.prior))
     operator = reconstructor.preconditioner
     optimizer = _optimizer(operator, parameters)
     generator = torch.Generator().manual_seed(context.seed)

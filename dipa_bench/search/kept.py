@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
+from dipa_bench.data.signals import is_complex, magnitude
 from dipa_bench.evaluation.evaluate import Evaluation
 from dipa_bench.evaluation.metrics import psnr_of_mse
 from dipa_bench.methods import FitContext, Method, Reconstructor
@@ -56,12 +58,14 @@ def count_parameters(reconstructor: Reconstructor) -> int:
 
 
 def _keep_pictures(folder: Path, evaluation: Evaluation, task: Task) -> None:
-    """Original, measurement and reconstruction of some test images, clipped to [0, 1]."""
+    """Original, measurement and reconstruction of some test images as gray, clipped to [0, 1]."""
     shown = evaluation.images.first(PICTURES)
     measured = task.measure(shown)
-    if measured.is_complex() or measured.dim() != 4 or measured.shape[1] != task.shape[0]:
+    truth = task.pixels(shown)
+    if is_complex(truth) or measured.dim() != 4 or measured.shape[1] != task.shape[0]:
         measured = task.student.A_adjoint(measured)  # measurements that are no picture
-        measured = measured / measured.abs().amax((1, 2, 3), keepdim=True)
+        size = magnitude(measured).abs().amax((1, 2, 3), keepdim=True)
+        measured = measured / size.clamp_min(torch.finfo(size.dtype).tiny)
     pictures = {}
     for index, name in enumerate(shown.names):
         place = evaluation.images.names.index(name)
@@ -71,7 +75,8 @@ def _keep_pictures(folder: Path, evaluation: Evaluation, task: Task) -> None:
             f"reconstruction/{name}": evaluation.estimates[place],
         }
     plain = {
-        name: picture.float().mean(0).clamp(0, 1).contiguous() for name, picture in pictures.items()
+        name: magnitude(picture[None])[0].float().mean(0).clamp(0, 1).contiguous()
+        for name, picture in pictures.items()
     }
     save_file(plain, folder / "pictures.safetensors")
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 
 from dipa_bench import registry
-from dipa_bench.data.load import load
+from dipa_bench.data.images import DatasetSpec, ImageRequest, Splits
+from dipa_bench.data.load import find
+from dipa_bench.data.signals import COMPLEX
+from dipa_bench.errors import UserError
 from dipa_bench.parameters import build
 from dipa_bench.priors import user
+from dipa_bench.priors.complex import on_complex
 from dipa_bench.search.study_file import Problem
-from dipa_bench.tasks.base import Task
+from dipa_bench.tasks.base import Geometry, Task
 
 
 def build_task(
@@ -25,32 +29,46 @@ def build_task(
     Args:
         name: a registered task.
         problem: the shared settings.
-        seed: of the measurement noise.
+        seed: of the measurement noise and of sampling masks.
         device: where runs take place; the CPU by default.
 
     Raises:
-        UserError: an unknown dataset, prior or option, or missing data or weights.
+        UserError: an unknown dataset, prior or option, missing data or weights, or a colour prior
+            for images without colour.
     """
     device = device or torch.device("cpu")
     spec = registry.get("tasks", name)
     options = build(spec.options, problem.options)
-    images = load(
-        problem.dataset or spec.dataset,
-        problem.size,
-        color=problem.color,
-        root=problem.data_root,
-    )
-    prior = user.build(problem.prior).to(device, dtype)
+    prior = user.build(problem.prior)
+    dataset, place = find(problem.dataset or spec.dataset, problem.data_root)
+    loaded = dataset.load(ImageRequest(problem.size, problem.color, place))
+    images = spec.prepare(loaded, options)
+    channels = images.shape[0]
+    if channels == COMPLEX:
+        prior = on_complex(prior, problem.complex_prior)
+    if prior.channels not in (None, 1, channels):
+        raise UserError(
+            f"prior {prior.name!r} denoises images of {prior.channels} channels, these have "
+            f"{channels}: choose a gray prior, or --set problem.color=true"
+        )
     return Task(
         spec=spec,
         options=options,
-        operators=spec.operators(options, images.shape, device, dtype),
+        operators=spec.operators(options, Geometry(images.shape, device, dtype, seed)),
         images=images,
-        prior=prior,
+        prior=prior.to(device, dtype),
         solver=problem.solver,
         iterations=problem.iterations,
         noise=problem.noise,
         seed=seed,
         device=device,
         dtype=dtype,
+        caveat=_caveat(dataset, loaded, images),
     )
+
+
+def _caveat(dataset: DatasetSpec, loaded: Splits, images: Splits) -> str:
+    """The dataset's caveat, and that complex images were made of gray ones."""
+    made = images.shape[0] == COMPLEX != loaded.shape[0]
+    parts = [dataset.caveat, "complex images made from gray ones" if made else ""]
+    return "; ".join(part for part in parts if part)

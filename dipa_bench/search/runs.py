@@ -105,7 +105,7 @@ class Row:
     def obstacle(self, task: Task) -> tuple[str, str] | None:
         """Why there is nothing to search: the state and reason of the method's record, or None."""
         try:
-            reason = self.method.skip(task)
+            reason = self.method.unsuitable(task)
             self.published(task)
             self.space(task)
         except Exception as error:  # a stranger's functions may fail in any way
@@ -179,6 +179,7 @@ class Workbench:
             study_file=self.study.model_dump(mode="json"),
             environment=dict(self.environment),
             data_digest=self.task.images.digest,
+            notes=self.task.notes,
         )
 
 

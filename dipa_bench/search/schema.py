@@ -31,6 +31,9 @@ class Problem(Strict):
     color: bool = False
     size: Annotated[int, Field(ge=11, le=1024)] = 32  # what the window of SSIM needs
     prior: str = Field("dncnn-small", description="registered, module:function or weights file")
+    complex_prior: Literal["magnitude", "channels", "real"] = Field(
+        "magnitude", description="what the prior denoises of complex images"
+    )
     solver: Literal["pnp-fista", "red-fista"] = "pnp-fista"
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 10
     noise: Annotated[float, Field(ge=0)] = 0.01

@@ -156,7 +156,7 @@ def run_row(bench: Workbench, row: Row, observer: Observer) -> RunRecord:
     record = record.model_copy(
         update={
             "params": winner.params,
-            "notes": {"winner": winner.number},
+            "notes": record.notes | {"winner": winner.number},
             "metrics": {
                 "val/psnr": winner.metrics["val/psnr"],
                 "search/trials": float(len(trials)),
@@ -215,7 +215,7 @@ def _search(bench: Workbench, row: Row, folder: Path, observer: Observer) -> lis
         seed = digests.seed(bench.study.seed, row.name, "trial", index)
         record = bench.blank("trial", row, trial.number, seed)
         record = record.model_copy(
-            update={"params": fixed | trial.params, "notes": {"index": index}}
+            update={"params": fixed | trial.params, "notes": record.notes | {"index": index}}
         )
         ended[index] = _run_trial(bench, row, study, trial, record, folder, observer)
     return [ended[index] for index in range(wanted)]

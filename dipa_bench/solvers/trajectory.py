@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dipa_bench.data.signals import is_complex, magnitude
 from dipa_bench.preconditioners import State
 
 CURVES = ("mse", "residual", "step_norm")
@@ -18,8 +19,9 @@ class Curves:
     """Per-image curves of one run; row k belongs to x_k, row 0 to the start.
 
     Attributes:
-        mse: mean squared error against the reference, (K + 1) x B; NaN without a reference. Like
-            each of the three NaN throughout where it was not asked for.
+        mse: mean squared error against the reference (of complex images that of the magnitudes),
+            (K + 1) x B; NaN without a reference. Like each of the three NaN throughout where it was
+            not asked for.
         residual: ||A x_k - y||, (K + 1) x B.
         step_norm: ||x_k - x_(k-1)||, (K + 1) x B; 0 in row 0.
     """
@@ -63,7 +65,9 @@ class Recorder:
         self, iterations: int, reference: Tensor | None, wanted: Collection[str] = CURVES
     ) -> None:
         self._rows = iterations + 1
-        self._reference = reference if "mse" in wanted else None
+        self._reference = None
+        if reference is not None and "mse" in wanted:
+            self._reference = magnitude(reference)
         self._wanted = frozenset(wanted)
         self._norms: Tensor | None = None
 
@@ -89,7 +93,7 @@ class Recorder:
                 residual = state.physics.A(last) - state.measurement
         self._write(state.iteration, last, residual)
         error, residual_norm, step_norm = self._norms
-        return Curves(error.square() / last[0].numel(), residual_norm, step_norm)
+        return Curves(error.square() / magnitude(last)[0].numel(), residual_norm, step_norm)
 
     def _write(self, row: int, iterate: Tensor, residual: Tensor | None) -> None:
         if self._norms is None:
@@ -98,7 +102,10 @@ class Recorder:
             self._difference = torch.empty_like(iterate, memory_format=torch.contiguous_format)
             self._flat = self._difference.flatten(1)
             self._iterate = iterate
-        if self._reference is not None:
+        if self._reference is not None and is_complex(iterate):
+            error = (magnitude(iterate) - self._reference).flatten(1)
+            torch.linalg.vector_norm(error, dim=1, out=self._error[row])
+        elif self._reference is not None:
             torch.sub(iterate, self._reference, out=self._difference)
             torch.linalg.vector_norm(self._flat, dim=1, out=self._error[row])
         if residual is not None:

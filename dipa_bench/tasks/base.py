@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import MRI, LinearPhysics, MultiCoilMRI
 from torch import Tensor
 
 from dipa_bench import digests
+from dipa_bench.data.complex import real_images
 from dipa_bench.data.images import ImageSet, Splits
 from dipa_bench.errors import unknown
 from dipa_bench.parameters import Parameters, Search, Setting, Value
 from dipa_bench.priors.base import Prior
 from dipa_bench.tasks.spectrum import largest_eigenvalue
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What operators are built for.
+
+    Attributes:
+        shape: (C, H, W) of the images; C = 2 is complex.
+        device, dtype: of the operators.
+        seed: of whatever is drawn once for a study, e.g. sampling masks.
+    """
+
+    shape: tuple[int, int, int]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,13 +55,19 @@ class Operators:
 
     Attributes:
         student: the operator that can be built.
-        teachers: worst conditioned first.
+        teachers: those worth searching, worst conditioned first.
         axis: what a teacher's label is, e.g. ``factor``.
+        other: makes the teacher of any further label; a `UserError` says which labels there are.
+        facts: about the student, for the record: its mask, how much it really measures.
+        identity: what tells operators apart that options, shape and seed do not (a user's source).
     """
 
     student: LinearPhysics
     teachers: tuple[TeacherSpec, ...]
     axis: str
+    other: Callable[[float], TeacherSpec] | None = None
+    facts: Mapping[str, Value] = field(default_factory=dict)
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,17 +85,20 @@ class TaskSpec:
     Attributes:
         name, title, summary: for `dipa-bench list`.
         options: its own options (pydantic model) beside those that every problem has.
-        operators: makes the operators from options, image shape (C, H, W), device and dtype.
+        operators: makes the operators from options and geometry.
         dataset: the dataset used unless a study names another.
+        published: the paper's steps.
+        prepare: makes the images those of the task (complex where it measures complex ones).
     """
 
     name: str
     title: str
     summary: str
     options: type[Parameters]
-    operators: Callable[[Parameters, tuple[int, int, int], torch.device, torch.dtype], Operators]
+    operators: Callable[[Any, Geometry], Operators]
     dataset: str
     published: PublishedSteps = PublishedSteps()
+    prepare: Callable[[Splits, Any], Splits] = real_images
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,7 @@ class Task:
         noise: standard deviation of the measurements' Gaussian noise, images being in [0, 1].
         seed: of the noise.
         device, dtype: where and in what arithmetic runs take place.
+        caveat: what a reader of results on these images has to know.
     """
 
     spec: TaskSpec
@@ -102,12 +130,18 @@ class Task:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    caveat: str = ""
     _largest: dict[float | None, float] = field(default_factory=dict, init=False, repr=False)
     _teachers: dict[float, LinearPhysics] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def notes(self) -> dict[str, Value]:
+        """What a record says of the task itself: facts about the operators, and the caveat."""
+        return dict(self.operators.facts) | ({"caveat": self.caveat} if self.caveat else {})
 
     @property
     def student(self) -> LinearPhysics:
@@ -132,6 +166,8 @@ class Task:
         """
         if label not in self._teachers:
             found = [item for item in self.operators.teachers if item.label == label]
+            if not found and self.operators.other is not None:
+                found = [self.operators.other(label)]
             if not found:
                 raise unknown(f"teacher {self.operators.axis}", str(label), map(str, self.labels))
             self._teachers[label] = found[0].build()
@@ -161,14 +197,15 @@ class Task:
             label: of the teacher; None for the student.
         """
         with torch.no_grad():
-            clean = self.physics(label).A(self.pixels(images))
+            physics = self.physics(label)
+            clean = physics.A(self.pixels(images))
         if not self.noise:
             return clean
         noise = torch.empty_like(clean, device="cpu")
         for row, name in zip(noise, images.names, strict=True):
             generator = torch.Generator().manual_seed(digests.seed(self.seed, name, label))
             row.copy_(torch.randn(row.shape, generator=generator, dtype=row.dtype))
-        return clean + self.noise * noise.to(self.device)
+        return clean + self.noise * where_measured(physics, noise.to(self.device))
 
     def setting(self, name: str) -> Setting:
         """Ranges that depend on the task: ``strength`` of its prior, ``teacher`` labels."""
@@ -195,8 +232,18 @@ class Task:
         return digests.of(
             self.name,
             self.options.model_dump(mode="json"),
+            self.operators.identity,
             list(self.shape),
             self.images.digest,
             self.prior.digest(),
             [self.noise, self.seed, str(self.dtype)],
         )
+
+
+def where_measured(physics: LinearPhysics, noise: Tensor) -> Tensor:
+    """`noise` without the entries that `physics` does not measure (k-space off the mask)."""
+    if isinstance(physics, MRI):
+        return noise * physics.mask
+    if isinstance(physics, MultiCoilMRI):
+        return noise * physics.mask[:, :, None]
+    return noise

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import Parameters
-from dipa_bench.tasks.base import Operators, TaskSpec, TeacherSpec
+from dipa_bench.tasks.base import Geometry, Operators, TaskSpec, TeacherSpec
 
 SUPPORT = 9  # pixels on a side of the blur kernel
 
@@ -21,6 +21,9 @@ class SuperResolution(Parameters):
 
     factor: Annotated[int, Field(ge=2, le=16, description="the student's decimation factor")] = 4
     blur: Annotated[float, Field(gt=0, le=4, description="sigma of the Gaussian, pixels")] = 1.0
+    teacher_blur: Annotated[
+        float | None, Field(gt=0, le=4, description="the teachers' sigma; the student's if unset")
+    ] = None
 
 
 def gaussian(sigma: float) -> Tensor:
@@ -50,26 +53,23 @@ class SeparableDownsampling(Downsampling):
     the imaginary part of its transfer function.
 
     Args:
-        shape: (C, H, W) of the images.
+        geometry: shape of the images, device and dtype.
         factor: of the decimation; 1 is the blur alone.
         blur: sigma of the Gaussian, pixels.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        factor: int,
-        blur: float,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, geometry: Geometry, factor: int, blur: float) -> None:
         profile = gaussian(blur)
-        kernel = (profile[:, None] * profile).to(device, dtype)[None, None]
+        kernel = (profile[:, None] * profile).to(geometry.device, geometry.dtype)[None, None]
         super().__init__(
-            img_size=shape, filter=kernel, factor=factor, padding="circular", device=device
+            img_size=geometry.shape,
+            filter=kernel,
+            factor=factor,
+            padding="circular",
+            device=geometry.device,
         )
-        for name, size in (("rows", shape[1]), ("columns", shape[2])):
-            matrix = blur_and_decimate(profile, size, factor).to(device, dtype)
+        for name, size in zip(("rows", "columns"), geometry.shape[1:], strict=True):
+            matrix = blur_and_decimate(profile, size, factor).to(geometry.device, geometry.dtype)
             self.register_buffer(name, matrix)
 
     def A(self, x: Tensor, **parameters: object) -> Tensor:  # noqa: N802, deepinv's name
@@ -81,28 +81,27 @@ class SeparableDownsampling(Downsampling):
         return self.rows.mT @ y @ self.columns
 
 
-def operators(
-    options: SuperResolution,
-    shape: tuple[int, int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Operators:
-    """The student, and a teacher for every smaller factor."""
-    smallest = max(SUPPORT, options.factor)
-    if min(shape[1:]) < smallest:
+def check_size(geometry: Geometry, factor: int = 1) -> None:
+    """Raises `UserError` for images that are smaller than the blur or the decimation."""
+    height, width = geometry.shape[1:]
+    smallest = max(SUPPORT, factor)
+    if min(height, width) < smallest:
         raise UserError(
-            f"images of {shape[1]} x {shape[2]} pixels are too small for a {SUPPORT} x {SUPPORT} "
-            f"blur and factor {options.factor}: use at least {smallest}"
+            f"images of {height} x {width} pixels are too small for a {SUPPORT} x {SUPPORT} "
+            f"blur and factor {factor}: use at least {smallest}"
         )
 
-    def make(factor: int) -> Downsampling:
-        return SeparableDownsampling(shape, factor, options.blur, device, dtype)
+
+def operators(options: SuperResolution, geometry: Geometry) -> Operators:
+    """The student, and a teacher for every smaller factor."""
+    check_size(geometry, options.factor)
+    blur = options.blur if options.teacher_blur is None else options.teacher_blur
 
     def teacher(factor: int) -> TeacherSpec:
-        return TeacherSpec(float(factor), lambda: make(factor))
+        return TeacherSpec(float(factor), lambda: SeparableDownsampling(geometry, factor, blur))
 
     return Operators(
-        student=make(options.factor),
+        student=SeparableDownsampling(geometry, options.factor, options.blur),
         teachers=tuple(teacher(factor) for factor in range(options.factor - 1, 0, -1)),
         axis="factor",
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dipa_bench import parameters, registry
+from dipa_bench.errors import UserError
 from dipa_bench.evaluation.evaluate import evaluate
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
@@ -148,14 +149,46 @@ class PriorContract:
     def make(self, dtype: torch.dtype = torch.float32) -> Prior:
         return user.build(self.name).to(dtype=dtype)
 
-    def test_keeps_shape(self) -> None:
-        batch = torch.rand(2, 1, 17, 20, generator=torch.Generator().manual_seed(0))
+    def batch(self, prior: Prior, count: int, *size: int) -> torch.Tensor:
+        """Random images of as many channels as the prior takes, 1 for any."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(count, prior.channels or 1, *size, generator=generator)
+
+    @pytest.mark.parametrize("size", [(17, 20), (11, 11)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_keeps_shape_and_dtype(self, dtype: torch.dtype, size: tuple) -> None:
+        prior = self.make(dtype)
+        batch = self.batch(prior, 2, *size).to(dtype)
+        found = prior(batch, prior.strength.default)
+        assert found.shape == batch.shape
+        assert found.dtype == dtype
+        assert torch.isfinite(found).all()
+
+    def test_can_be_replayed(self) -> None:
         prior = self.make()
-        assert prior(batch, prior.strength.default).shape == batch.shape
+        batch = self.batch(prior, 2, 16, 16)
+        before = batch.clone()
+        first = prior(batch, prior.strength.default)
+        assert torch.equal(first, prior(batch, prior.strength.default))
+        assert torch.equal(before, batch)
+
+    def test_takes_the_channels_it_names(self) -> None:
+        prior = self.make()
+        images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        levels = prior.strength.default * torch.tensor([0.5, 2.0]).view(-1, 1, 1, 1)
+        assert prior(images, levels).shape == images.shape
+        if prior.channels == 3:
+            with pytest.raises(UserError, match="channels"):
+                prior(images[:, :1], prior.strength.default)
+
+    def test_leaves_a_graph_where_gradients_pass(self) -> None:
+        prior = self.make()
+        batch = self.batch(prior, 2, 16, 16).requires_grad_()
+        assert prior(batch, prior.strength.default).requires_grad == prior.differentiable
 
     def test_treats_each_image_by_itself(self) -> None:
         prior = self.make()
-        batch = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        batch = self.batch(prior, 3, 16, 16)
         levels = prior.strength.default * torch.tensor([0.5, 1.0, 2.0]).view(-1, 1, 1, 1)
         whole = prior(batch, levels)
         for index in range(3):
@@ -167,7 +200,7 @@ class PriorContract:
         if not prior.differentiable:
             pytest.skip("says that it is not differentiable")
         generator = torch.Generator().manual_seed(0)
-        point = torch.rand(1, 1, 8, 8, generator=generator, dtype=torch.float64)
+        point = self.batch(prior, 1, 8, 8).double()
         toward = torch.randn(point.shape, generator=generator, dtype=torch.float64)
 
         def value(x: torch.Tensor) -> torch.Tensor:
@@ -205,7 +238,7 @@ class MethodContract:
 
     def each_task(self, **settings: object) -> list[Task]:
         made = [small_task(name, **settings) for name in self.tasks]
-        fitting = [task for task in made if self.method.skip(task) is None]
+        fitting = [task for task in made if self.method.unsuitable(task) is None]
         if not fitting:
             pytest.skip("applies to none of the tasks")
         return fitting

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from dipa_bench import registry
 from dipa_bench.data.images import ImageSet, Splits
+from dipa_bench.data.signals import COMPLEX
 from dipa_bench.parameters import build
 from dipa_bench.priors.base import SIGMA, Prior
-from dipa_bench.tasks.base import Task
+from dipa_bench.priors.complex import on_complex
+from dipa_bench.tasks.base import Geometry, Task
 
 
 def smoothing_prior() -> Prior:
@@ -56,7 +58,7 @@ def small_task(
 
     Args:
         name: of the task.
-        shape: (C, H, W).
+        shape: (C, H, W) of the images before the task prepares them.
         count: images in each split.
         options: the task's own.
         settings: further attributes of `Task`, e.g. ``iterations`` or ``noise``.
@@ -65,12 +67,14 @@ def small_task(
     made = build(spec.options, options or {})
     where = torch.device(device)
     settings = {"iterations": 4, "noise": 0.01} | settings
+    images = spec.prepare(synthetic_splits(shape, count), made)
+    prior = smoothing_prior()
     return Task(
         spec=spec,
         options=made,
-        operators=spec.operators(made, shape, where, dtype),
-        images=synthetic_splits(shape, count),
-        prior=smoothing_prior(),
+        operators=spec.operators(made, Geometry(images.shape, where, dtype)),
+        images=images,
+        prior=on_complex(prior) if images.shape[0] == COMPLEX else prior,
         device=where,
         dtype=dtype,
         **settings,

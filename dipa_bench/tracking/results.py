@@ -18,8 +18,8 @@ class Results:
             rules ("tuned" or "published"), preset, state, reason, parameters (count), trials
             (finished), seeds, seconds_per_image, operator_calls, denoiser_calls (all three for one
             image), fit_seconds (mean over seeds), search_seconds (all trials of the method), start
-            (the winner's), reference (the row that the study compares with), params (dict, the
-            winner's), run_id, started (epoch seconds).
+            (the winner's), reference (the row that the study compares with), caveat (what to know
+            of the images, or None), params (dict, the winner's), run_id, started (epoch seconds).
         images: study, method, seed, image, subject, psnr, ssim; test images only.
         curves: study, method, seed, image, iteration, psnr, residual, step_norm.
         trials: study, method, number, state, value (validation PSNR or NaN), seconds,

@@ -12,9 +12,9 @@ from dipa_bench.evaluation.metrics import psnr, psnr_of_mse, psnr_pooled, ssim
 
 @pytest.fixture(scope="module")
 def pair():
-    """Four images of two channels and noisy versions that leave [0, 1]."""
+    """Four images of three channels and noisy versions that leave [0, 1]."""
     rng = np.random.default_rng(0)
-    truth = rng.random((4, 2, 16, 20))
+    truth = rng.random((4, 3, 16, 20))
     found = truth + rng.standard_normal(truth.shape) * np.array([0.01, 0.1, 0.5, 2]).reshape(
         4, 1, 1, 1
     )
@@ -30,6 +30,20 @@ def test_psnr_is_scikit_images(pair):
     ]
     np.testing.assert_allclose(psnr(found, truth), expected, rtol=1e-12)
     assert psnr(found, truth)[3] < -5
+
+
+def test_complex_images_are_scored_by_their_magnitude(pair):
+    """A phase of any kind costs nothing; the figures are those of the magnitudes as gray images."""
+    found, truth = (part[:, :1] for part in pair)
+    found = found.abs()
+    angles = 2 * math.pi * torch.rand(2, *truth.shape, dtype=torch.float64)
+
+    def polar(size, angle):
+        return torch.cat((size * angle.cos(), size * angle.sin()), dim=1)
+
+    turned = polar(found, angles[0]), polar(truth, angles[1])
+    torch.testing.assert_close(psnr(*turned), psnr(found, truth))
+    torch.testing.assert_close(ssim(*turned), ssim(found, truth))
 
 
 def test_psnr_by_hand():

@@ -16,7 +16,7 @@ def state_at(shape=SHAPE, dtype=torch.float64):
 
 
 def random_dense(seed=0):
-    operator = Dense(SHAPE).double()
+    operator = Dense(SHAPE, joint=True).double()
     rng = np.random.default_rng(seed)
     matrix = rng.standard_normal((30, 30))
     operator.load_state_dict({"matrix": torch.from_numpy(matrix)})
@@ -43,10 +43,24 @@ def test_dense_multiplies_by_its_matrix():
 
 def test_dense_starts_as_the_identity():
     """L-DIPA's initialisation; its bound is unknown."""
-    operator, g = Dense(SHAPE), torch.randn(2, *SHAPE)
-    torch.testing.assert_close(operator(g, state_at()), g)
-    assert operator.spectral_bound(1.0) is None
-    assert sum(part.numel() for part in operator.parameters()) == 30 * 30
+    for joint, count in ((False, 15 * 15), (True, 30 * 30)):
+        operator, g = Dense(SHAPE, joint), torch.randn(2, *SHAPE)
+        torch.testing.assert_close(operator(g, state_at()), g)
+        assert operator.spectral_bound(1.0) is None
+        assert sum(part.numel() for part in operator.parameters()) == count
+        np.testing.assert_array_equal(operator.dense(SHAPE, state_at()), np.eye(30))
+
+
+def test_channels_share_a_matrix():
+    """Real and imaginary part go through the same matrix; its dense form is block-diagonal."""
+    operator = Dense(SHAPE).double()
+    matrix = np.random.default_rng(3).standard_normal((15, 15))
+    operator.load_state_dict({"matrix": torch.from_numpy(matrix)})
+    g = np.random.default_rng(1).standard_normal((4, *SHAPE))
+    found = operator(torch.from_numpy(g), state_at()).detach().numpy()
+    expected = np.einsum("pq,bcq->bcp", matrix, g.reshape(4, 2, 15)).reshape(g.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_array_equal(operator.dense(SHAPE, state_at()), np.kron(np.eye(2), matrix))
 
 
 def test_dense_gives_its_matrix_away_safely():
@@ -82,7 +96,7 @@ def test_state_dict_round_trip(tmp_path):
 
     operator, _ = random_dense()
     save_file(operator.state_dict(), tmp_path / "operator.safetensors")
-    fresh = Dense(SHAPE).double()
+    fresh = Dense(SHAPE, joint=True).double()
     fresh.load_state_dict(load_file(tmp_path / "operator.safetensors"))
     g = torch.randn(2, *SHAPE, dtype=torch.float64)
     assert torch.equal(fresh(g, state_at()), operator(g, state_at()))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dipa_bench.errors import UserError
+from dipa_bench.tasks.base import Geometry
 from dipa_bench.tasks.spectrum import largest_eigenvalue, matrix
 from dipa_bench.tasks.sr import SPEC, SuperResolution
 
@@ -15,7 +16,7 @@ CPU = torch.device("cpu")
 def operator(factor, shape, dtype, blur=1.0):
     """Student of that factor, or the teacher 1 of a factor 2 task."""
     options = SuperResolution(factor=max(factor, 2), blur=blur)
-    made = SPEC.operators(options, shape, CPU, dtype)
+    made = SPEC.operators(options, Geometry(shape, CPU, dtype))
     return made.student if factor > 1 else made.teachers[-1].build()
 
 
@@ -81,7 +82,7 @@ def test_blur_option_is_the_kernels_sigma(dense_sr, blur):
 def test_teachers_have_every_smaller_factor(dense_sr):
     """Labels 3, 2, 1 for a student of 4, worst first, each with its own matrix."""
     shape = (1, 24, 32)
-    made = SPEC.operators(SuperResolution(), shape, CPU, torch.float64)
+    made = SPEC.operators(SuperResolution(), Geometry(shape, CPU, torch.float64))
     assert [teacher.label for teacher in made.teachers] == [3.0, 2.0, 1.0]
     assert made.axis == "factor"
     for teacher in made.teachers:
@@ -94,7 +95,7 @@ def test_teachers_have_every_smaller_factor(dense_sr):
 def test_images_too_small_are_refused(shape, factor):
     """One line that says how large they must be."""
     with pytest.raises(UserError, match=r"too small.*at least (9|16)"):
-        SPEC.operators(SuperResolution(factor=factor), shape, CPU, torch.float32)
+        SPEC.operators(SuperResolution(factor=factor), Geometry(shape))
 
 
 def test_factor_out_of_bounds_is_refused():

@@ -70,6 +70,7 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
         "search_seconds": 12.25,
         "start": "adjoint",
         "reference": None,
+        "caveat": None,
         "params": {"solve.start": "adjoint", "solve.step": 0.1, "fit.epochs": 3},
         "started": 1_700_000_000.0,
     }
