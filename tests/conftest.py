@@ -5,11 +5,28 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
+
+
+BESIDE = Path(__file__).parents[2] / "shared" / "weights"
+"""Where the published weights may lie beside a checkout."""
+
+
+@pytest.fixture
+def published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of deepinv's DnCNN, below TORCH_HOME or beside the checkout; else a skip."""
+    from dipa_bench.priors.published import WEIGHTS
+
+    for place in filter(None, (os.environ.get("TORCH_HOME"), str(BESIDE))):
+        if (Path(place) / "hub" / "checkpoints" / WEIGHTS).is_file():
+            monkeypatch.setenv("TORCH_HOME", place)
+            return
+    pytest.skip(f"no {WEIGHTS} below TORCH_HOME or {BESIDE}")
 
 
 def average_matrix(height: int, width: int) -> np.ndarray:

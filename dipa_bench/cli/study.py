@@ -96,6 +96,8 @@ def run(
     )
     uri = resolve_uri(tracking_uri, Path.cwd())
     made = build_task(study.task, study.problem, seed=study.seed, device=where)
+    for row in study.methods:
+        Row.of(study, row).check(made)
     _refuse_untrainable(study, made, methods)
     if dry_run:
         _print_plan(study, made)

@@ -162,7 +162,8 @@ def _reconstruct(task: Task, label: float, images: ImageSet, solver: Solver) -> 
         estimate = solver.run(measured, physics, Identity()).estimate
         estimates.append(estimate.cpu())
         gradients.append(physics.A_adjoint(physics.A(estimate) - measured).cpu())
-    return {"estimates": torch.cat(estimates), "gradients": torch.cat(gradients)}
+    found = {"estimates": torch.cat(estimates), "gradients": torch.cat(gradients)}
+    return {name: part.contiguous() for name, part in found.items()}
 
 
 def _since(started: float) -> float:

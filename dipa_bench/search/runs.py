@@ -56,6 +56,19 @@ class Row:
         method = registry.get("methods", spec.method or name)
         return Row(name, method, spec, tuple(study.known))
 
+    def check(self, task: Task) -> None:
+        """Raises `UserError` where the row names a teacher that the task does not have."""
+        for item in parameters.declared(self.method.parameters, task.solver):
+            if item.search is None or item.search.ask != "teacher":
+                continue
+            labels = [self.spec.set[item.path]] if item.path in self.spec.set else []
+            if item.path in self.spec.search:
+                found = self.spec.search[item.path]
+                labels += found.choices or [found.low, found.high]
+            for label in labels:
+                if label is not None:
+                    task.teacher_spec(label)
+
     def defaults(self, task: Task) -> dict[str, Value]:
         """Flat parameters of an untuned run, with the row's frozen ones."""
         return parameters.defaults(self.method.parameters, task.solver, task) | self.spec.set

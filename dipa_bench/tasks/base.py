@@ -158,6 +158,19 @@ class Task:
         """The teachers' labels."""
         return tuple(teacher.label for teacher in self.operators.teachers)
 
+    def teacher_spec(self, label: float) -> TeacherSpec:
+        """The teacher with that label, not yet made.
+
+        Raises:
+            UserError: there is none.
+        """
+        for found in self.operators.teachers:
+            if found.label == label:
+                return found
+        if self.operators.other is None:
+            raise unknown(f"teacher {self.operators.axis}", str(label), map(str, self.labels))
+        return self.operators.other(label)
+
     def teacher(self, label: float) -> LinearPhysics:
         """The teacher with that label, made on first use.
 
@@ -165,12 +178,7 @@ class Task:
             UserError: there is none.
         """
         if label not in self._teachers:
-            found = [item for item in self.operators.teachers if item.label == label]
-            if not found and self.operators.other is not None:
-                found = [self.operators.other(label)]
-            if not found:
-                raise unknown(f"teacher {self.operators.axis}", str(label), map(str, self.labels))
-            self._teachers[label] = found[0].build()
+            self._teachers[label] = self.teacher_spec(label).build()
         return self._teachers[label]
 
     def physics(self, label: float | None) -> LinearPhysics:

@@ -40,7 +40,7 @@ def test_a_smooth_phase_is_smooth_and_an_images_own():
 
 
 def test_colour_has_no_phase():
-    with pytest.raises(UserError, match="leave out problem.color"):
+    with pytest.raises(UserError, match=r"leave out problem\.color"):
         complex_images(synthetic_splits((3, 8, 8)), "smooth")
 
 

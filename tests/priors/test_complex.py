@@ -89,5 +89,5 @@ def test_digests_tell_parts_and_priors_apart():
 
 
 def test_colour_priors_are_refused():
-    with pytest.raises(UserError, match="'rgb' denoises colour.*complex"):
+    with pytest.raises(UserError, match=r"'rgb' denoises colour.*complex"):
         on_complex(Prior("rgb", SIGMA, lambda v, sigma: v, channels=3))

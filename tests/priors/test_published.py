@@ -1,6 +1,5 @@
 """The published runs' DnCNN: what happens without its weights, and what it does with them."""
 
-import os
 import urllib.error
 from pathlib import Path
 
@@ -11,17 +10,6 @@ from dipa_bench.data.load import load
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.priors import published
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "weights"
-
-
-def home():
-    """A TORCH_HOME that holds the weights, or None."""
-    candidates = [os.environ.get("TORCH_HOME"), SHARED]
-    for place in filter(None, candidates):
-        if (Path(place) / "hub" / "checkpoints" / published.WEIGHTS).is_file():
-            return str(place)
-    return None
 
 
 @pytest.mark.parametrize(
@@ -54,11 +42,7 @@ def test_with_damaged_weights(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def prior(monkeypatch):
-    found = home()
-    if found is None:
-        pytest.skip(f"no {published.WEIGHTS} below TORCH_HOME or {SHARED}")
-    monkeypatch.setenv("TORCH_HOME", found)
+def prior(published_weights):
     return published.SPEC.build()
 
 
