@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dipa_bench.data.signals import is_complex, magnitude
 from dipa_bench.evaluation.evaluate import Evaluation
@@ -82,17 +83,29 @@ def _keep_pictures(folder: Path, evaluation: Evaluation, task: Task) -> None:
 
 
 def _keep_matrix(place: Path, method: Method, reconstructor: Reconstructor, task: Task) -> None:
-    """Writes a learned linear operator with at least n numbers as its dense matrix."""
+    """Writes a learned linear operator with at least H W numbers as its dense matrix.
+
+    Of one that treats all channels alike, the matrix of one channel.
+    """
     operator = reconstructor.preconditioner
     size = math.prod(task.shape)
+    pixels = size // task.shape[0]
     wanted = method.learned and operator is not None and operator.linear
-    if not wanted or not size <= count_parameters(reconstructor) or size > LARGEST_MATRIX:
+    if not wanted or not pixels <= count_parameters(reconstructor) or size > LARGEST_MATRIX:
         return
     solver = getattr(reconstructor, "solver", None)
     measured = task.measure(task.images.validation.first(1))
     state = solver.start(measured, task.student, operator)
-    matrix = operator.dense(task.shape, state).cpu().float().contiguous()
-    save_file({"P": matrix}, place / "matrix.safetensors")
+    matrix = _of_one_channel(operator.dense(task.shape, state), task.shape[0])
+    save_file({"P": matrix.cpu().float().contiguous()}, place / "matrix.safetensors")
+
+
+def _of_one_channel(matrix: Tensor, channels: int) -> Tensor:
+    """The block that stands for every channel where channels do not mix, else the whole matrix."""
+    pixels = len(matrix) // channels
+    block = matrix[:pixels, :pixels]
+    alike = torch.equal(matrix, torch.block_diag(*[block] * channels))
+    return block if alike else matrix
 
 
 def curves_of(context: FitContext, evaluation: Evaluation | None) -> dict:

@@ -18,6 +18,7 @@ from torch import Tensor
 from dipa_bench.preconditioners import Identity
 from dipa_bench.priors.base import SIGMA, Prior
 from dipa_bench.solvers import PnPFISTA
+from dipa_bench.tasks.base import Geometry
 from dipa_bench.tasks.sr import SeparableDownsampling
 
 BATCH, SIZE, ITERATIONS, RUNS = 8, 64, 50, 15
@@ -44,7 +45,7 @@ def median_seconds(candidates: dict[str, Callable[[], object]]) -> dict[str, flo
 
 def main() -> None:
     torch.manual_seed(0)
-    operator = SeparableDownsampling((1, SIZE, SIZE), 4, 1.0, torch.device("cpu"), torch.float32)
+    operator = SeparableDownsampling(Geometry((1, SIZE, SIZE)), 4, 1.0)
     truth = torch.rand(BATCH, 1, SIZE, SIZE)
     measured = operator.A(truth)
     prior = Prior("trivial", SIGMA, lambda noisy, sigma: noisy)

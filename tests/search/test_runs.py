@@ -18,7 +18,9 @@ from dipa_bench.errors import Diverged, UserError
 from dipa_bench.preconditioners import Identity
 from dipa_bench.search import kept
 from dipa_bench.search.journal import trial_records
-from dipa_bench.search.study import claimed, study_folder
+from dipa_bench.search.runs import Row
+from dipa_bench.search.study import claimed, open_bench, run_row, study_folder
+from dipa_bench.testing import small_task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
@@ -385,3 +387,32 @@ def test_published_rules_run_once(tmp_path: Path, lab) -> None:
     assert len(trials(tmp_path, "identity")) == 1
     assert found.params["solve.units"] == "absolute"
     assert found.rules == "published"
+
+
+def test_the_matrix_of_a_complex_operator(tmp_path: Path, lab) -> None:
+    """Shared by real and imaginary part it is kept once; pictures are magnitudes in [0, 1]."""
+    study = lab.resolved(["ldipa"], trials=1)
+    bench = open_bench(study, tmp_path, small_task("mri", seed=study.seed))
+    run_row(bench, Row.of(study, "ldipa"), lab.Ears())
+    folder = study_folder(tmp_path, "small") / "ldipa"
+    matrix = load_file(folder / "matrix.safetensors")["P"]
+    assert matrix.shape == (256, 256)
+    assert torch.equal(matrix, load_file(folder / "operator.safetensors")["matrix"])
+    pictures = load_file(folder / "pictures.safetensors")
+    for picture in pictures.values():
+        assert picture.shape == (16, 16)
+        assert 0 <= picture.min() and picture.max() <= 1
+    images = bench.task.images.test("pictures")
+    expected = torch.linalg.vector_norm(images.pixels[0], dim=0)
+    torch.testing.assert_close(pictures[f"original/{images.names[0]}"], expected.clamp(0, 1))
+
+
+def test_a_matrix_over_all_channels_is_kept_whole() -> None:
+    """Only one that repeats along the diagonal stands for every channel."""
+    block = torch.rand(4, 4)
+    other = torch.block_diag(block, 2 * block)
+    mixing = torch.rand(8, 8)
+    assert torch.equal(kept._of_one_channel(torch.block_diag(block, block), 2), block)
+    assert torch.equal(kept._of_one_channel(other, 2), other)
+    assert torch.equal(kept._of_one_channel(mixing, 2), mixing)
+    assert torch.equal(kept._of_one_channel(block, 1), block)
