@@ -22,10 +22,8 @@ def show_registered(kind: str | None, pattern: str) -> None:
         table = new_table("name", "title", "summary", title=each)
         found = registry.describe(each, pattern)
         for record in found:
-            paper = getattr(record, "paper", "")
-            add_row(
-                table, record.name, record.title, record.summary + (f" [{paper}]" * bool(paper))
-            )
+            more = getattr(record, "paper", "") or getattr(record, "traits", "")
+            add_row(table, record.name, record.title, record.summary + (f" [{more}]" * bool(more)))
         if found:
             wide_console().print(table)
             print()

@@ -112,10 +112,17 @@ def mean_interval(images: pd.DataFrame, metric: str = "psnr", level: float = 0.9
     )
 
 
+RESOLUTION = {"psnr": 1e-3, "ssim": 1e-5}
+"""What float32 reconstructions cannot tell apart; PSNR in dB."""
+
+
 def paired_difference(
     images: pd.DataFrame, reference: pd.DataFrame, metric: str = "psnr", level: float = 0.95
 ) -> Difference:
     """Mean over images of a method's score minus the reference's, cluster-robust by subject.
+
+    A difference of an image below `RESOLUTION` counts as none: rounding decides those, not methods,
+    and methods that do the same would otherwise differ "significantly" in the sixth digit.
 
     Args:
         images: rows of the method: seed, image, subject and `metric`.
@@ -125,7 +132,9 @@ def paired_difference(
     """
     ours, theirs = image_scores(images, metric), image_scores(reference, metric)
     common = ours.index.intersection(theirs.index)
-    values, subjects = _clustered(ours.loc[common] - theirs.loc[common])
+    difference = ours.loc[common] - theirs.loc[common]
+    difference = difference.mask(difference.abs() < RESOLUTION[metric], 0.0)
+    values, subjects = _clustered(difference)
     return Difference(
         *t_interval(values, subjects, level),
         images=len(values),

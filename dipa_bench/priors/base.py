@@ -116,6 +116,13 @@ class PriorSpec:
     differentiable: bool = True
     download: str | None = None
 
+    @property
+    def traits(self) -> str:
+        """What it takes and lets pass, in words."""
+        images = {1: "gray", 3: "colour", None: "gray or colour"}[self.channels]
+        gradients = "differentiable" if self.differentiable else "no gradients"
+        return f"{images}, strength {self.strength.name}, {gradients}"
+
     def build(self) -> Prior:
         """The prior, on the CPU.
 

@@ -60,6 +60,7 @@ def build_task(
         solver=problem.solver,
         iterations=problem.iterations,
         noise=problem.noise,
+        test_noise=problem.test_noise,
         seed=seed,
         device=device,
         dtype=dtype,

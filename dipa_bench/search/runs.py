@@ -294,7 +294,8 @@ def _fit_and_measure(
     reconstructor = row.method.fit(bench.task, values, context)
     devices.synchronise(bench.task.device)
     metrics["fit/seconds"] = time.perf_counter() - started + bench.saved - saved
-    found = evaluate(reconstructor, bench.task, images, record=final, with_ssim=final).check()
+    task = bench.task.tested if final else bench.task
+    found = evaluate(reconstructor, task, images, record=final, with_ssim=final).check()
     metrics |= found.metrics(split)
     if not math.isfinite(metrics[f"{split}/psnr"]):
         raise Diverged(
@@ -302,7 +303,7 @@ def _fit_and_measure(
         )
     metrics["parameters"] = float(count_parameters(reconstructor))
     if final:
-        keep_run(place, record.number, row.method, reconstructor, found, bench.task)
+        keep_run(place, record.number, row.method, reconstructor, found, task)
     return found
 
 

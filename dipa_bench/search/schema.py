@@ -12,7 +12,8 @@ from dipa_bench.parameters import Value, first_problem
 
 DEFAULT_PRESET = "quick"  # a study need not define it
 RULES = ("tuned", "published")
-PUBLISHED = {"noise": 0.0, "iterations": 20}  # of the problem, by the published rules
+# of the problem, by the published rules
+PUBLISHED = {"noise": 0.0, "test_noise": None, "iterations": 20}
 LONGEST = 200  # bytes of a name; file systems allow 255
 NO_ROW = {"lock", "study.json"}  # files in a study's folder
 
@@ -36,7 +37,10 @@ class Problem(Strict):
     )
     solver: Literal["pnp-fista", "red-fista"] = "pnp-fista"
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 10
-    noise: Annotated[float, Field(ge=0)] = 0.01
+    noise: Annotated[float, Field(ge=0, description="standard deviation, images in [0, 1]")] = 0.0
+    test_noise: Annotated[
+        float | None, Field(ge=0, description="that of the test measurements, if another")
+    ] = None
     options: dict[str, Value] = Field(default_factory=dict, description="the task's own options")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -114,6 +114,7 @@ class Task:
         solver: ``pnp-fista`` or ``red-fista``.
         iterations: K.
         noise: standard deviation of the measurements' Gaussian noise, images being in [0, 1].
+        test_noise: the same when the test images are measured; None for `noise`.
         seed: of the noise.
         device, dtype: where and in what arithmetic runs take place.
         caveat: what a reader of results on these images has to know.
@@ -127,6 +128,7 @@ class Task:
     solver: str = "pnp-fista"
     iterations: int = 10
     noise: float = 0.0
+    test_noise: float | None = None
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
@@ -192,6 +194,13 @@ class Task:
                 self.physics(label), self.shape, self.device, self.dtype
             )
         return self._largest[label]
+
+    @property
+    def tested(self) -> Task:
+        """The task as the test images see it: with their own level of noise."""
+        if self.test_noise in (None, self.noise):
+            return self
+        return replace(self, noise=self.test_noise, test_noise=None)
 
     def pixels(self, images: ImageSet) -> Tensor:
         """The images on the task's device and in its dtype, N x C x H x W."""

@@ -208,3 +208,18 @@ def test_intervals_cover_the_truth_for_images_that_share_subjects(
     noise = math.sqrt(expected * (1 - expected) / runs)
     assert clustered / runs == pytest.approx(expected, abs=4 * noise)
     assert naive / runs < 0.8, "the simulation would not tell a missing clustering"
+
+
+def test_rounding_is_no_difference():
+    """What differs in the sixth digit is a tie without a p-value; a millibel more is none."""
+    generator = np.random.default_rng(0)
+    psnr = generator.normal(25, 2, 30)
+    names = [f"i{k}" for k in range(30)]
+    rows = pd.DataFrame({"seed": 0, "image": names, "subject": names, "psnr": psnr})
+    close = rows.assign(psnr=psnr + 4e-6 * generator.random(30))
+    found = statistics.paired_difference(close, rows)
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+    assert math.isnan(found.p_value)
+    apart = statistics.paired_difference(rows.assign(psnr=psnr + 0.01 + 0.001 * psnr), rows)
+    assert apart.mean == pytest.approx(0.01 + 0.001 * psnr.mean())
+    assert apart.p_value < 1e-6

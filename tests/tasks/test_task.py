@@ -138,3 +138,15 @@ def test_published_settings():
     assert values["solve.strength"] == pytest.approx(2 / 255)
     assert "solve.weight" not in values
     assert small_task(solver="red-fista").published_solve()["solve.weight"] == 1.0
+
+
+def test_test_images_may_have_another_noise():
+    """Training keeps its level; the tested task has the other, and the same draws."""
+    task = small_task(noise=0.01, test_noise=0.1)
+    images = task.images.train
+    clean = replace(task, noise=0.0, test_noise=None).measure(images)
+    mild, strong = task.measure(images) - clean, task.tested.measure(images) - clean
+    torch.testing.assert_close(strong, 10 * mild, rtol=1e-3, atol=1e-5)
+    for level in (None, 0.01):
+        same = replace(task, test_noise=level)
+        assert same.tested is same
