@@ -1,0 +1,59 @@
+"""The documents name what is registered."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dipa_bench.registry import get
+
+ROOT = Path(__file__).parents[1]
+TASKS = (ROOT / "docs" / "tasks.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def ours(kind):
+    """Names that this repository registers; a plug-in installed beside it does not count."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    table = text.split(f'[project.entry-points."dipa_bench.{kind}"]')[1].split("\n[")[0]
+    return re.findall(r"^([\w-]+) =", table, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("tasks", TASKS), ("datasets", TASKS), ("priors", TASKS), ("methods", README)],
+)
+def test_everything_registered_is_in_a_table(kind, text):
+    for name in ours(kind):
+        assert re.search(rf"^\| .*`{re.escape(name)}`", text, flags=re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", ["sr", "cs", "mri", "deblur", "custom"])
+def test_every_option_of_a_task_is_named(name):
+    row = next(line for line in TASKS.splitlines() if line.startswith(f"| `{name}` |"))
+    for option in get("tasks", name).options.model_fields:
+        assert f"`{option}`" in row
+
+
+def test_priors_say_which_pass_gradients():
+    for name in ours("priors"):
+        row = next(line for line in TASKS.splitlines() if re.match(rf"\| .*`{name}`", line))
+        word = "yes" if get("priors", name).differentiable else "no"
+        assert row.split("|")[4].strip() == word
+
+
+def test_links_lead_somewhere():
+    for text, place in ((README, ROOT), (TASKS, ROOT / "docs")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (place / link).exists(), link
+
+
+def test_embedded_datasets_have_their_stated_sizes():
+    from dipa_bench.data.load import load
+
+    for name in ("faces", "digits", "brain", "natural"):
+        row = next(line for line in TASKS.splitlines() if line.startswith(f"| `{name}` |"))
+        counts = re.match(r"(\d+) / (\d+) / (\d+)", row.split("|")[3].strip()).groups()
+        splits = load(name, 32)
+        found = len(splits.train), len(splits.validation), splits.test_count
+        assert tuple(map(int, counts)) == found
