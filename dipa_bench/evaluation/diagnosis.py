@@ -137,10 +137,15 @@ def _spectrum(name: str, task: Task, label: float | None) -> Spectrum:
     if measured.is_complex() or min(rows, pixels) > LARGEST:
         return Spectrum(name, rows, pixels, task.largest(label))
     dense = matrix(physics, task.shape, images).double()
-    _, values, right = torch.linalg.svd(dense, full_matrices=False)
-    eigenvalues = values.square()
-    kept = eigenvalues > NEGLIGIBLE * eigenvalues[0]
-    basis = right[kept]
+    # the SVD of a projection, all of whose singular values are alike, may not converge
+    if rows < pixels:
+        eigenvalues, left = torch.linalg.eigh(dense @ dense.T)
+        kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1]
+        basis = (left[:, kept].T @ dense) / eigenvalues[kept].sqrt()[:, None]
+    else:
+        eigenvalues, right = torch.linalg.eigh(dense.T @ dense)
+        kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1]
+        basis = right[:, kept].T
 
     def outside(vectors: Tensor) -> float:
         inside = (vectors @ basis.T).square().sum()
@@ -151,8 +156,8 @@ def _spectrum(name: str, task: Task, label: float | None) -> Spectrum:
         name,
         rows,
         pixels,
-        eigenvalues[0].item(),
-        eigenvalues[kept][-1].item(),
+        eigenvalues[-1].item(),
+        eigenvalues[kept][0].item(),
         int(kept.sum()),
         outside(flat),
         outside(flat - flat.mean(0)),

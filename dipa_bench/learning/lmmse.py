@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dipa_bench.data.signals import is_complex
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.tasks.base import Task
@@ -41,37 +43,54 @@ def fit(task: Task) -> LMMSE:
     """W = C_xy (C_yy + (noise^2 + ridge v) I)^-1 from the training images' second moments.
 
     C_xy and C_yy come from the clean images and A, so no noise is drawn; v is the mean variance of
-    a measurement, and the ridge is the best of `RIDGES` on the validation images.
+    a measurement, and the ridge is the best of `RIDGES` on the validation images. Complex images
+    are tried as they are and in four quarter turns of their phase, which makes the map
+    complex-linear; the better on validation images stays.
 
     Raises:
-        UserError: the measurements are complex, or too many for a dense covariance.
+        UserError: the measurements are complex numbers, or too many for a dense covariance.
     """
-    images = task.pixels(task.images.train).double()
-    with torch.no_grad():
-        measured = task.student.A(images.to(task.dtype))
-    if measured.is_complex() or measured[0].numel() > LARGEST:
-        raise UserError(
-            f"the LMMSE map needs real measurements, at most {LARGEST} per image (here "
-            f"{measured[0].numel()}): use another start"
-        )
-    measured = measured.double()
-    mean, measured_mean = images.mean(0), measured.mean(0)
-    x, y = (images - mean).flatten(1), (measured - measured_mean).flatten(1)
-    cross, covariance = x.T @ y / len(x), y.T @ y / len(y)
-    variance = covariance.diagonal().mean()
-    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-
-    def candidate(ridge: float) -> LMMSE:
-        damped = covariance + (task.noise**2 + ridge * variance) * eye
-        weights = torch.linalg.solve(damped, cross.T).T
-        return LMMSE(
-            weights.to(task.dtype), mean.to(task.dtype), measured_mean.to(task.dtype), ridge
-        )
-
+    images = task.pixels(task.images.train)
+    _check(task, images[:1])
     validation = task.images.validation
     truth, observed = task.pixels(validation), task.measure(validation)
 
     def quality(found: LMMSE) -> float:
         return psnr(found(observed), truth).mean().item()
 
-    return max((candidate(ridge) for ridge in RIDGES), key=quality)
+    versions = [images, quarter_turns(images)] if is_complex(images) else [images]
+    return max((found for version in versions for found in _candidates(task, version)), key=quality)
+
+
+def quarter_turns(images: Tensor) -> Tensor:
+    """x, ix, -x and -ix of complex images, 4N x 2 x H x W: zero mean and no preferred phase."""
+    turned = torch.stack((-images[:, 1], images[:, 0]), dim=1)
+    return torch.cat((images, turned, -images, -turned))
+
+
+@torch.no_grad()
+def _check(task: Task, image: Tensor) -> None:
+    """Raises `UserError` where no dense covariance of the measurements can be had."""
+    measured = task.student.A(image)
+    if measured.is_complex() or measured[0].numel() > LARGEST:
+        raise UserError(
+            f"the LMMSE map needs real measurements, at most {LARGEST} per image (here "
+            f"{measured[0].numel()}): use another start"
+        )
+
+
+@torch.no_grad()
+def _candidates(task: Task, images: Tensor) -> Iterator[LMMSE]:
+    """The maps of all ridges, from the moments of N x C x H x W images in float64."""
+    measured, images = task.student.A(images).double(), images.double()
+    mean, measured_mean = images.mean(0), measured.mean(0)
+    x, y = (images - mean).flatten(1), (measured - measured_mean).flatten(1)
+    cross, covariance = x.T @ y / len(x), y.T @ y / len(y)
+    variance = covariance.diagonal().mean()
+    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    for ridge in RIDGES:
+        damped = covariance + (task.noise**2 + ridge * variance) * eye
+        weights = torch.linalg.solve(damped, cross.T).T
+        yield LMMSE(
+            weights.to(task.dtype), mean.to(task.dtype), measured_mean.to(task.dtype), ridge
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
+import sys
 from pathlib import Path
 
 import h5py
@@ -12,6 +14,8 @@ import pytest
 from PIL import Image
 
 from dipa_bench.tracking import records
+from dipa_bench.tracking.connection import connect
+from dipa_bench.tracking.location import sqlite_uri
 
 RNG = np.random.default_rng(0)
 ROWS = "identity,hessian,polynomial,ldipa,adjoint"
@@ -180,6 +184,68 @@ def test_colour(call, run):
     rows = board(call, "sr")
     assert rows["ldipa"]["parameters"] == 256 * 256
     assert rows["ldipa"]["state"] == "finished"
+
+
+OPTICS = """
+import torch
+from deepinv.physics import Inpainting
+
+
+def holes(geometry, share):
+    generator = torch.Generator().manual_seed(geometry.seed)
+    mask = (torch.rand(geometry.shape[1:], generator=generator) < share).to(geometry.dtype)
+    return Inpainting(geometry.shape, mask=mask, device=geometry.device)
+
+
+def pair(geometry):
+    return holes(geometry, 0.3), holes(geometry, 0.9)
+"""
+
+
+@pytest.fixture
+def optics(work, monkeypatch):
+    """A module of the user's with a student and a teacher."""
+    (work / "optics.py").write_text(OPTICS)
+    monkeypatch.delitem(sys.modules, "optics", raising=False)
+    yield {"problem__options__operators": "optics:pair"}
+    sys.modules.pop("optics", None)
+
+
+def test_operators_of_ones_own(call, run, work, optics):
+    """Inpainting from a module in the working directory, ranked, shown and repeated exactly."""
+    assert run("custom", **optics).code == 0
+    check(call, work, "custom")
+    done = call("rerun", "it/ldipa", "--device", "cpu")
+    assert done.code == 0 and "agrees exactly" in done.out
+
+
+def test_a_store_may_not_choose_what_is_imported(call, run, work, optics, monkeypatch):
+    """From elsewhere, a run's id alone does not import its operators."""
+    run("custom", rows="identity", **optics)
+    client = connect(sqlite_uri(work / "mlflow.db"))
+    experiment = client.get_experiment_by_name("dipa-bench/custom")
+    [found] = client.search_runs([experiment.experiment_id], "tags.`dipa.kind` = 'method'")
+    assert call("rerun", found.info.run_id, "--device", "cpu").code == 0
+    shutil.rmtree(work / "mlruns" / "studies" / "it")
+    line = call("rerun", found.info.run_id, "--device", "cpu").line
+    assert "names code to import" in line and "optics:pair" in line
+
+
+@pytest.mark.slow
+def test_the_example_of_operators_of_ones_own(call, work):
+    """Sparse-view CT, `--config ct`: the classical preconditioners finish beside L-DIPA."""
+    sets = SMALL | {"problem.dataset": "faces"}
+    flat = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    assert call("study", "--config", "ct", "--methods", ROWS, *flat).code == 0
+    check(call, work, "custom")
+
+
+@pytest.mark.parametrize("task", ["mri", "cs"])
+def test_runs_repeat_exactly(call, run, task):
+    """Masks, phases and noise come back from the record alone."""
+    run(task, "--seed", "3", rows="identity,ldipa")
+    done = call("rerun", "it/ldipa", "--device", "cpu")
+    assert done.code == 0 and "agrees exactly" in done.out
 
 
 @pytest.mark.parametrize(
