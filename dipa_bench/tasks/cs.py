@@ -19,7 +19,7 @@ RATIOS = (0.5, 0.7, 0.9)  # of the published teachers
 # Pixels up to which one way to transform is the quickest (CPU, float32, batches of 4 to 64;
 # tests/benchmarks/hadamard.py): one m x n matrix, then one matrix on each side, then butterflies.
 DENSE_UP_TO = 16**2
-PRODUCTS_UP_TO = 512**2
+PRODUCTS_UP_TO = 1024**2
 
 ORDERINGS = {
     "sequency": singlepixel.sequency_mask,

@@ -14,7 +14,7 @@ from dipa_bench.tasks import cs
 from dipa_bench.tasks.base import Geometry
 
 WAYS = {"dense": (2**30, 2**30), "products": (0, 2**30), "butterflies": (0, 0)}
-BATCHES = {16: 64, 32: 64, 64: 64, 128: 16, 256: 16, 512: 4, 1024: 4}
+BATCHES = {16: 64, 32: 64, 64: 64, 128: 16, 256: 16, 512: 4, 1024: 2, 2048: 1}
 LARGEST_DENSE = 64  # pixels on a side; beyond, the matrix alone is over 200 MB
 TURNS = 7
 
