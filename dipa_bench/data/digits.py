@@ -11,10 +11,11 @@ from dipa_bench.data.sources import packaged, refuse_color
 
 SIDE, CLASSES, PER_CLASS = 28, 10, 500
 VALIDATION, TEST = 10, 20  # of each class
+ROOM = 20_000_000  # pixels of all training digits together; larger images, fewer of them
 
 
 def load(request: ImageRequest) -> Splits:
-    """Of each digit the last 20 test, the 10 before validate, 470 train.
+    """Of each digit the last 20 test, the 10 before validate, 470 train (fewer above 65 pixels).
 
     Digits alternate (0, 1, ... 9, 0, ...), so that any first images of a split hold all of them.
     """
@@ -23,7 +24,8 @@ def load(request: ImageRequest) -> Splits:
     table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     labels, pictures = table[:, -1], table[:, :-1].reshape(-1, SIDE, SIDE)
     rows = np.stack([np.flatnonzero(labels == digit) for digit in range(CLASSES)], axis=1)
-    borders = (0, PER_CLASS - TEST - VALIDATION, PER_CLASS - TEST, PER_CLASS)
+    first_of_train = max(0, PER_CLASS - TEST - VALIDATION - ROOM // (CLASSES * request.size**2))
+    borders = (first_of_train, PER_CLASS - TEST - VALIDATION, PER_CLASS - TEST, PER_CLASS)
 
     def part(first: int, last: int) -> ImageSet:
         order = rows[first:last].ravel()

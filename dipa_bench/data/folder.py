@@ -47,7 +47,11 @@ def load(request: ImageRequest) -> Splits:
     place = request.root
     if not place.is_dir():
         raise UserError(f"no image folder {place}: give folder:PATH of a directory")
-    paths = sorted(path for path in place.rglob("*") if path.name.lower().endswith(SUFFIXES))
+    paths = sorted(
+        path
+        for path in place.rglob("*")
+        if path.name.lower().endswith(SUFFIXES) and path.is_file() and path.name[0] != "."
+    )
     if not paths:
         raise UserError(f"image folder {place} holds no images ({', '.join(sorted(SUFFIXES))})")
     headers = {path: header(path) for path in paths if path.name.lower().endswith(DICOM)}
@@ -111,6 +115,8 @@ def _images(
 def _slices(path: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
     """The axial slices of a volume that show something, scaled by the volume's maximum."""
     volume = axial(path)
+    if np.iscomplexobj(volume):
+        volume = np.abs(volume)
     largest = float(volume.max(initial=0)) or 1.0
     for number, shot in enumerate(volume):
         if (shot != 0).mean() > TISSUE:
@@ -118,21 +124,28 @@ def _slices(path: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
 
 
 def _picture(path: Path) -> np.ndarray:
+    from PIL import Image
     from skimage.io import imread
     from skimage.util import img_as_float64
 
     try:
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            with Image.open(path) as picture:
+                if picture.mode in ("CMYK", "YCbCr"):  # four channels, none of them transparency
+                    return img_as_float64(np.asarray(picture.convert("RGB")))
         return img_as_float64(imread(path))
     except Exception as error:
         raise _unreadable(path, error) from None
 
 
 def _array(path: Path) -> np.ndarray:
-    """Floating and complex numbers as they are, integers over their type's largest."""
+    """Floating and complex numbers as they are, 8- and 16-bit integers over their largest."""
     try:
         values = np.load(path, allow_pickle=False)
         if values.dtype.kind not in "biufc":
             raise ValueError(f"it holds {values.dtype}, not numbers")
+        if values.dtype.kind in "iu" and values.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"it holds {values.dtype}; save uint8, uint16 or floats in [0, 1]")
     except Exception as error:
         raise _unreadable(path, error) from None
     if values.dtype.kind in "iu":
@@ -149,6 +162,10 @@ def _fit(path: Path, picture: np.ndarray, request: ImageRequest) -> np.ndarray:
     from skimage.color import gray2rgb, rgb2gray, rgba2rgb
 
     color = request.color
+    if not picture.size:
+        raise UserError(f"image {path} is empty: remove it")
+    if not np.isfinite(picture).all():
+        raise UserError(f"image {path} has values that are not finite: mend or remove it")
     if np.iscomplexobj(picture):
         refuse_color(request, "the arrays", "complex")
         if picture.ndim != 2:
@@ -156,6 +173,8 @@ def _fit(path: Path, picture: np.ndarray, request: ImageRequest) -> np.ndarray:
         if not np.abs(picture).max(initial=0) <= 1 + ROUNDING:
             raise UserError(f"image {path} has magnitudes above 1: rescale it")
         return square_complex(picture, request.size)
+    if picture.ndim == 3 and picture.shape[-1] == 1:
+        picture = picture[..., 0]
     if picture.ndim == 3 and picture.shape[-1] == 2:  # gray with transparency, on white
         picture = picture[..., 1] * picture[..., 0] + 1 - picture[..., 1]
     if picture.ndim == 3 and picture.shape[-1] == 4:
@@ -164,9 +183,9 @@ def _fit(path: Path, picture: np.ndarray, request: ImageRequest) -> np.ndarray:
         picture = rgb2gray(picture)
     if color and picture.ndim == 2:
         picture = gray2rgb(picture)
-    if picture.ndim != (3 if color else 2):
+    if picture.ndim != (3 if color else 2) or (color and picture.shape[-1] != 3):
         raise UserError(f"image {path} has shape {picture.shape}: give gray or colour pictures")
-    if not np.isfinite(picture).all() or picture.min() < 0 or picture.max() > 1:
+    if picture.min() < 0 or picture.max() > 1:
         raise UserError(f"image {path} has values outside [0, 1]: rescale it")
     return square(picture, request.size)
 

@@ -38,6 +38,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         if not len(self.pixels) == len(self.names) == len(self.subjects):
             raise ValueError("pixels, names and subjects differ in length")
+        if self.pixels.dim() != 4 or self.pixels.shape[1] not in (1, 2, 3):
+            raise ValueError(f"pixels are {tuple(self.pixels.shape)}, not N x 1, 2 or 3 x H x W")
         shown = magnitude(self.pixels)
         if len(shown) and not (shown.min() >= 0 and shown.max() <= 1 + ROUNDING):
             raise ValueError("pixels are outside [0, 1]")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dipa_bench import registry
 from dipa_bench.data.images import DatasetSpec, ImageRequest, Splits
+from dipa_bench.errors import UserError
 
 
 def find(name: str, root: str | None = None) -> tuple[DatasetSpec, Path | None]:
@@ -16,11 +17,13 @@ def find(name: str, root: str | None = None) -> tuple[DatasetSpec, Path | None]:
         root: where data lies for names without a path.
 
     Raises:
-        UserError: no such dataset.
+        UserError: no such dataset, or a path for one that comes with the package.
     """
     bare, _, path = name.partition(":")
     place = path or root
     spec = registry.get("datasets", bare)
+    if path and spec.embedded:
+        raise UserError(f"dataset {bare!r} comes with the package: leave out the path {path!r}")
     return spec, Path(place).expanduser() if place else None
 
 

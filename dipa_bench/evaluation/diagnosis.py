@@ -148,8 +148,8 @@ def _spectrum(name: str, task: Task, label: float | None) -> Spectrum:
         basis = right[:, kept].T
 
     def outside(vectors: Tensor) -> float:
-        inside = (vectors @ basis.T).square().sum()
-        return (1 - inside / vectors.square().sum()).clamp(0, 1).item()
+        inside, whole = (vectors @ basis.T).square().sum(), vectors.square().sum()
+        return (1 - inside / whole).clamp(0, 1).item() if whole else 0.0
 
     flat = images.flatten(1).double()
     return Spectrum(

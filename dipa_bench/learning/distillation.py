@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dipa_bench import devices
 from dipa_bench.learning import losses
 from dipa_bench.learning.teachers import Targets
 from dipa_bench.learning.unrolling import Batch, TrainParameters, train
@@ -19,6 +20,7 @@ from dipa_bench.preconditioners import Dense
 from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
 
+COPIES = 5  # of P while it is trained: itself, its gradient, Adam's two moments, the best so far
 PAPER = "DIPA, Gualdron-Hurtado et al. 2026, arXiv 2605.15456"
 
 
@@ -152,6 +154,19 @@ def published_ldipa(task: Task) -> dict[str, Value]:
     }
 
 
+def too_large(task: Task) -> str | None:
+    """Why a dense P cannot be trained for images of this size, or None."""
+    numbers = (task.shape[1] * task.shape[2]) ** 2
+    needed = COPIES * numbers * torch.finfo(task.dtype).bits // 8
+    free = devices.available_memory(task.device)
+    if needed <= free:
+        return None
+    return (
+        f"training a dense P of {numbers:,} numbers takes {needed / 2**30:,.0f} GiB, of which "
+        f"{free / 2**30:,.0f} are free: lower problem.size"
+    )
+
+
 LDIPA = Method(
     name="ldipa",
     title="L-DIPA",
@@ -165,4 +180,5 @@ LDIPA = Method(
     parameters=LDIPAParameters,
     fit=fit_ldipa,
     published=published_ldipa,
+    skip=too_large,
 )

@@ -55,15 +55,16 @@ def plan(study: StudyFile, task: Task) -> Plan:
     epochs is counted as one pass over the training images.
     """
     batch = min(study.budget.batch_size, len(task.images.train))
-    forward = _seconds(task, batch, training=False)
-    training = _seconds(task, batch, training=True)
+    chosen = {name: Row.of(study, name) for name in study.methods}
+    obstacles = {name: row.obstacle(task) for name, row in chosen.items()}
+    forward, training = _seconds(task, batch, training=False), 0.0
+    if any(row.method.unrolled and not obstacles[name] for name, row in chosen.items()):
+        training = _seconds(task, batch, training=True)
     validation, test = len(task.images.validation), task.images.test_count
     images = min(study.budget.train_images or len(task.images.train), len(task.images.train))
     rows = []
-    for name in study.methods:
-        row = Row.of(study, name)
-        obstacle = row.obstacle(task)
-        skip = obstacle[1] if obstacle else None
+    for name, row in chosen.items():
+        skip = obstacles[name][1] if obstacles[name] else None
         searched = not skip and bool(row.space(task)) and study.rules == "tuned"
         trials = 0 if skip else study.budget.trials if searched else 1
         seeds = 0 if skip else study.budget.seeds if row.method.stochastic else 1

@@ -122,6 +122,11 @@ class SinglePixel(DecomposablePhysics):
         """The transform is its own inverse."""
         return self.V_adjoint(y)
 
+    @property
+    def largest_eigenvalue(self) -> float:
+        """lambda_max(A^T A): the rows are orthonormal."""
+        return 1.0
+
     def U(self, x: Tensor, **parameters: object) -> Tensor:  # noqa: N802
         """The measured ones of all coefficients, B x C x H x W to B x C x m."""
         return x.flatten(-2)[..., self.kept]
@@ -169,17 +174,25 @@ def operators(options: SinglePixelOptions, geometry: Geometry) -> Operators:
         return SinglePixel(mask, geometry)
 
     def teacher(ratio: float) -> TeacherSpec:
-        if not options.ratio < ratio <= 1:
+        if not options.ratio < ratio <= 1 or kept(ratio) <= measured:
             raise UserError(
-                f"teacher ratio {ratio}: give one above the student's {options.ratio}, at most 1"
+                f"teacher ratio {ratio}: give one above the student's {options.ratio}, at most 1, "
+                f"that measures more than its {measured} coefficients"
             )
         return TeacherSpec(ratio, lambda: make(ratio))
+
+    def kept(ratio: float) -> int:
+        return int(sampling_mask(options.sampling, geometry.shape, ratio).sum())
 
     student = make(options.ratio)
     measured = student.kept.numel()
     return Operators(
         student=student,
-        teachers=tuple(teacher(ratio) for ratio in (*RATIOS, 1.0) if ratio > options.ratio),
+        teachers=tuple(
+            teacher(ratio)
+            for ratio in (*RATIOS, 1.0)
+            if ratio > options.ratio and kept(ratio) > measured
+        ),
         axis="ratio",
         other=teacher,
         facts={

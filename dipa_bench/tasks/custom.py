@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 from deepinv.physics import LinearPhysics
 from pydantic import Field
+from torch import Tensor
 
 from dipa_bench import imports
 from dipa_bench.data.complex import complex_images, real_images
@@ -81,8 +82,8 @@ def check(physics: LinearPhysics, geometry: Geometry, name: str) -> None:
     """Tries `physics` on two random images.
 
     Raises:
-        UserError: it is no linear physics, fails, changes the dtype, mixes the batch's images, or
-            its adjoint is none: <A x, y> and <x, A^T y> differ.
+        UserError: it is no linear physics, fails, changes the dtype, mixes the batch's images, is
+            not linear or zero, or its adjoint is none: <A x, y> and <x, A^T y> differ.
     """
     if not isinstance(physics, LinearPhysics):
         kind = type(physics).__name__
@@ -110,8 +111,22 @@ def check(physics: LinearPhysics, geometry: Geometry, name: str) -> None:
             f"{name}: A_adjoint is not the adjoint of A (<Ax, y> and <x, A^T y> differ by a "
             f"relative {difference:.2g}): mend it"
         )
-    if not torch.allclose(alone, measured[:1], rtol=1e-3, atol=1e-5 * measured.abs().max().item()):
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item())
+
+    if not same(alone, measured[:1]):
         raise UserError(f"{name}: A of an image depends on the others of its batch: mend it")
+    for what, function, v, image in (
+        ("A", physics.A, x, measured),
+        ("A_adjoint", physics.A_adjoint, y, back),
+    ):
+        if not same(function(3 - 2 * v), function(torch.full_like(v, 3)) - 2 * image):
+            raise UserError(f"{name}: {what} is not linear: give a linear operator")
+        if function(torch.zeros_like(v)).any():
+            raise UserError(f"{name}: {what} of zero is not zero: give a linear operator")
+    if not torch.isfinite(measured).all() or not measured.any():
+        raise UserError(f"{name}: A of random images is zero or not finite: mend it")
 
 
 def prepare(images: Splits, options: CustomOptions) -> Splits:

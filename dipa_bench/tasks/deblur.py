@@ -11,6 +11,7 @@ from dipa_bench.parameters import Parameters
 from dipa_bench.tasks.base import Geometry, Operators, TaskSpec, TeacherSpec
 from dipa_bench.tasks.sr import SUPPORT, SeparableDownsampling, check_size
 
+SHARPEST = 0.05  # pixels; below 0.2 the blur is the identity to 5 digits
 SHARES = (0.75, 0.5, 0.25)  # of the student's blur, for the teachers
 
 
@@ -27,9 +28,9 @@ def operators(options: DeblurOptions, geometry: Geometry) -> Operators:
     check_size(geometry)
 
     def teacher(blur: float) -> TeacherSpec:
-        if not 0 < blur < options.blur:
+        if not SHARPEST <= blur < options.blur:
             raise UserError(
-                f"teacher blur {blur:g}: give more than 0 and less than the student's "
+                f"teacher blur {blur:g}: give at least {SHARPEST} and less than the student's "
                 f"{options.blur:g}"
             )
         return TeacherSpec(blur, lambda: SeparableDownsampling(geometry, 1, blur))

@@ -122,15 +122,20 @@ def operators(options: MRIOptions, geometry: Geometry) -> Operators:
         return MultiCoilMRI(mask=mask, coil_maps=maps, device=geometry.device)
 
     def teacher(acceleration: float) -> TeacherSpec:
-        if not 1 <= acceleration < options.acceleration:
+        if not 1 <= acceleration < options.acceleration or width // acceleration <= measured:
             raise UserError(
                 f"teacher acceleration {acceleration:g}: give at least 1 and less than the "
-                f"student's {options.acceleration:g}"
+                f"student's {options.acceleration:g}, with more than its {measured} columns"
             )
         return TeacherSpec(acceleration, lambda: make(column_mask(options, acceleration, geometry)))
 
     columns = column_mask(options, options.acceleration, geometry)
-    smaller = [value for value in ACCELERATIONS if value < options.acceleration]
+    measured = int(columns.sum())
+    smaller = [
+        value
+        for value in ACCELERATIONS
+        if value < options.acceleration and width // value > measured
+    ]
     return Operators(
         student=make(columns),
         teachers=tuple(teacher(value) for value in smaller),

@@ -20,9 +20,10 @@ class SuperResolution(Parameters):
     """Options of the task."""
 
     factor: Annotated[int, Field(ge=2, le=16, description="the student's decimation factor")] = 4
-    blur: Annotated[float, Field(gt=0, le=4, description="sigma of the Gaussian, pixels")] = 1.0
+    blur: Annotated[float, Field(ge=0.05, le=4, description="sigma of the Gaussian, pixels")] = 1.0
     teacher_blur: Annotated[
-        float | None, Field(gt=0, le=4, description="the teachers' sigma; the student's if unset")
+        float | None,
+        Field(ge=0.05, le=4, description="the teachers' sigma; the student's if unset"),
     ] = None
 
 
@@ -46,8 +47,8 @@ class SeparableDownsampling(Downsampling):
     """deepinv's `Downsampling` with a separable symmetric kernel, as two small matrix products.
 
     y = R x C^T with R and C of `blur_and_decimate`: the same map as deepinv's convolution and
-    decimation, some thirty times faster at these sizes. Everything else (closed-form proximal
-    step, attributes) is deepinv's.
+    decimation, some thirty times faster at these sizes. Everything else (attributes, and where the
+    factor divides the size the closed-form proximal step) is deepinv's.
 
     The parent's kernel is made in the wanted dtype because casting a finished `Downsampling` drops
     the imaginary part of its transfer function.
@@ -75,6 +76,12 @@ class SeparableDownsampling(Downsampling):
     def A(self, x: Tensor, **parameters: object) -> Tensor:  # noqa: N802, deepinv's name
         """B x C x H x W to B x C x h x w."""
         return self.rows @ (x @ self.columns.mT)
+
+    @property
+    def largest_eigenvalue(self) -> float:
+        """lambda_max(A^T A): that of a Kronecker product is the product of its factors'."""
+        norms = [torch.linalg.matrix_norm(side.double(), 2) for side in (self.rows, self.columns)]
+        return (norms[0] * norms[1]).square().item()
 
     def A_adjoint(self, y: Tensor, **parameters: object) -> Tensor:  # noqa: N802
         """B x C x h x w to B x C x H x W."""

@@ -256,6 +256,8 @@ def test_runs_repeat_exactly(call, run, task):
         ("cs", ["--set", "problem.size=20"], "powers of two"),
         ("mri", ["--set", "problem.options.acceleration=0.5"], "acceleration"),
         ("mri", ["--dataset", "mri:x"], "unknown dataset 'mri'"),
+        ("sr", ["--dataset", "faces:/nowhere"], "leave out the path '/nowhere'"),
+        ("sr", ["--set", "problem.options.blur=1e-170"], "blur = 1e-170"),
         ("mri", ["--dataset", "fastmri-raw:nowhere"], "no fastmri-raw in nowhere"),
         ("custom", [], "problem.options.operators=module:function"),
         ("sr", ["--set", "ldipa.distill.teacher=2.5"], "teacher factor '2.5'"),
@@ -265,6 +267,17 @@ def test_runs_repeat_exactly(call, run, task):
 def test_what_cannot_be_studied_is_refused(run, task, more, message):
     """One line, exit code 2."""
     assert message in run(task, *more).line
+
+
+@pytest.mark.parametrize("prior", ["nlm", "tv"])
+def test_dry_runs_train_only_where_a_row_does(run, prior, monkeypatch):
+    """Without gradients through the prior, or with a P too large for the machine, it is skipped."""
+    done = run("sr", "--dry-run", problem__prior=prior, rows="identity,ld*")
+    assert done.code == 0
+    assert ("skipped: training needs gradients" in done.out) == (prior == "nlm")
+    monkeypatch.setattr("dipa_bench.devices.available_memory", lambda device: 1000)
+    done = run("sr", "--dry-run", problem__prior="tv", rows="identity,ld*")
+    assert "skipped: training a dense P of 65,536 numbers takes" in " ".join(done.out.split())
 
 
 def test_learning_through_a_prior_without_gradients(call, run, work):

@@ -37,13 +37,13 @@ def test_arrays(tmp_path):
     values = {
         "a": RNG.random((12, 12)),
         "b": RNG.integers(0, 256, (12, 12), np.uint8),
-        "c": RNG.integers(0, 2**15, (12, 12), np.int16),
+        "c": RNG.integers(0, 2**16, (12, 12), np.uint16),
         "d": RNG.random((12, 12, 3)).astype(np.float32),
         "e": RNG.random((12, 12)) > 0.5,
     }
     for name, array in values.items():
         np.save(tmp_path / f"{name}.npy", array)
-    scales = {"a": 1, "b": 255, "c": 32767, "e": 1}
+    scales = {"a": 1, "b": 255, "c": 65535, "e": 1}
     gray, color = load(f"folder:{tmp_path}", 12), load(f"folder:{tmp_path}", 12, color=True)
     for name, scale in scales.items():
         expected = values[name] / scale
@@ -121,8 +121,10 @@ def test_complex_arrays_have_no_colour(tmp_path):
     ("array", "message"),
     [
         (np.full((8, 8), 1.5), "outside"),
-        (np.full((8, 8), -1, np.int16), "outside"),
-        (np.full((8, 8), np.nan), "outside"),
+        (np.full((8, 8), -1, np.int16), "it holds int16; save uint8, uint16 or floats"),
+        (np.full((8, 8), 200), "it holds int64; save uint8"),
+        (np.full((8, 8), np.nan), "not finite"),
+        (np.zeros((0, 5)), "is empty"),
         (np.zeros((8, 8, 5)), "shape"),
         (np.zeros(8), "shape"),
         (np.full((8, 8), "text"), "cannot be read"),
@@ -308,3 +310,38 @@ def test_kinds_together(tmp_path):
     splits = load(f"folder:{tmp_path}", 8)
     assert set(subjects(splits).values()) == {"a.png", "b.npy", "c.nii.gz", "d.dcm"}
     assert len(found(splits)) == 7
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 20), (5, 20, 20), (20, 20, 5)])
+def test_colour_means_three_channels_at_the_end(tmp_path, shape):
+    """Stacks and channels in front are refused; one channel is gray."""
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", RNG.random((20, 20, 1)))
+    assert load(f"folder:{tmp_path}", 16, color=True).shape == (3, 16, 16)
+    assert load(f"folder:{tmp_path}", 16).shape == (1, 16, 16)
+    np.save(tmp_path / "bad.npy", RNG.random(shape))
+    for color in (True, False):
+        with pytest.raises(UserError, match=rf"shape \({shape[0]}, {shape[1]}.*gray or colour"):
+            load(f"folder:{tmp_path}", 16, color=color)
+
+
+def test_printers_colours_are_no_transparency(tmp_path):
+    """A CMYK JPEG of a gray ramp comes back as that ramp, not white."""
+    from PIL import Image
+
+    ramp = np.tile(np.linspace(20, 230, 32).astype(np.uint8), (32, 1))
+    for number in range(3):
+        Image.fromarray(np.stack([ramp] * 3, -1)).convert("CMYK").save(
+            tmp_path / f"{number}.jpg", quality=100
+        )
+    pixels = load(f"folder:{tmp_path}", 32).train.pixels[0, 0].numpy()
+    np.testing.assert_allclose(pixels, ramp / 255, atol=0.03)
+
+
+def test_what_is_no_image_file_is_passed_over(tmp_path):
+    """Directories named like pictures, and hidden files beside them."""
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", RNG.random((8, 8)))
+    (tmp_path / "0.png").mkdir()
+    (tmp_path / "._1.npy").write_bytes(b"no array")
+    assert len(load(f"folder:{tmp_path}", 8).train) == 1

@@ -134,3 +134,9 @@ def test_digests_follow_pixels_names_and_subjects():
         replace(base, subjects=("a", "c")),
     ]
     assert len({base.digest, *(other.digest for other in others)}) == 4
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 0, 8, 8), (2, 8, 8)])
+def test_only_gray_complex_and_colour_channels(shape):
+    with pytest.raises(ValueError, match="not N x 1, 2 or 3"):
+        ImageSet(torch.zeros(shape), ("a", "b"), ("a", "b"))

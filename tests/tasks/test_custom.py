@@ -50,6 +50,29 @@ class Mixing(LinearPhysics):
     A_adjoint = A
 
 
+class Shifted(LinearPhysics):
+    def A(self, x, **kwargs):
+        return x + 0.01
+
+    def A_adjoint(self, y, **kwargs):
+        return y
+
+
+class Dark(LinearPhysics):
+    def A(self, x, **kwargs):
+        return 0 * x
+
+    A_adjoint = A
+
+
+def shifted(geometry):
+    return Shifted(), Shifted()
+
+
+def dark(geometry):
+    return Dark(), Dark()
+
+
 def wrong(geometry):
     return Wrong(), Wrong()
 
@@ -127,6 +150,8 @@ def test_the_source_is_part_of_the_identity(tmp_path):
         ("optics:nothing", "student of 'optics:nothing' is a int: give a deepinv LinearPhysics"),
         ("optics:wrong", "not the adjoint of A.*relative"),
         ("optics:mixing", "depends on the others of its batch"),
+        ("optics:shifted", "not linear"),
+        ("optics:dark", "zero or not finite"),
         ("optics:crashing", r"fails on images of shape \(1, 16, 16\)"),
     ],
 )

@@ -39,7 +39,7 @@ def test_any_smaller_blur_is_a_teacher(dense_sr):
     """0.4 with its own matrix; as much as the student's is refused."""
     found = dense(made().other(0.4).build())
     np.testing.assert_allclose(found, dense_sr(16, 20, 1, 0.4), rtol=0, atol=1e-14)
-    for blur in (1.6, 0.0):
+    for blur in (1.6, 0.0, 0.01):
         with pytest.raises(UserError, match=rf"teacher blur {blur:g}.*1.6"):
             made().other(blur)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dipa_bench.errors import UserError
 from dipa_bench.tasks.spectrum import largest_eigenvalue, matrix
 from dipa_bench.testing.problems import small_task
 
@@ -44,3 +45,22 @@ def test_deepinvs_power_iteration_is_not_good_enough():
     theirs = task.student.compute_sqnorm(torch.zeros(1, 1, 32, 32), verbose=False).item()
     assert theirs < 0.99 * true
     assert abs(task.largest() / true - 1) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["sr", "cs", "deblur"])
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 16, 32)])
+def test_values_known_in_closed_form(name, shape):
+    """What a physics says of itself is what its matrix has."""
+    task = small_task(name, shape, dtype=torch.float64)
+    for physics in (task.student, task.teacher(task.labels[-1])):
+        dense = matrix(physics, shape, torch.zeros(1, dtype=torch.float64)).numpy()
+        largest = np.linalg.svd(dense)[1][0] ** 2
+        assert physics.largest_eigenvalue == pytest.approx(largest, rel=1e-9)
+        assert largest_eigenvalue(physics, shape) == physics.largest_eigenvalue
+
+
+def test_operators_that_break_down(from_matrix):
+    """Zero has the eigenvalue 0; values that are not finite are the user's to mend."""
+    assert largest_eigenvalue(from_matrix(np.zeros((16, 16))), (1, 4, 4), "cpu") == 0
+    with pytest.raises(UserError, match="not finite: mend it"):
+        largest_eigenvalue(from_matrix(np.full((16, 16), np.nan)), (1, 4, 4), "cpu")
