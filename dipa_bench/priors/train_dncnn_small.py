@@ -3,8 +3,8 @@
     python -m dipa_bench.priors.train_dncnn_small --minutes 25 --output weights.safetensors
 
 No image is downloaded: about thirty photographs lie inside foolbox, sporco, scikit-image,
-scikit-learn and PyWavelets, which come with the project.  `HELD_OUT` is never trained on, and neither
-is a near copy of one of its images.
+scikit-learn and PyWavelets, which come with the project.  `HELD_OUT` is never trained on, and
+neither is a near copy of one of its images.
 """
 
 from __future__ import annotations
