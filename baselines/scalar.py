@@ -1,21 +1,30 @@
 """`scalar`: one greedily learned step per iteration (Fahy, Golbabaee, Ehrhardt).
 
 The step of iteration k minimises the data term at the next iterate over the training images,
-alpha_k = sum_j ||g_j||^2 / sum_j ||A g_j||^2, and the images are rolled forward with it.
+alpha_k = sum_j ||g_j||^2 / sum_j ||A g_j||^2 (or, objective ``distance``, the distance to the true
+images), and the images are rolled forward with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from dipa_bench.methods import FitContext, Iterative, Method, SolverOnly, relative
-from dipa_bench.parameters import Value
+from baselines.greedy import (
+    NEGLIGIBLE,
+    PAPER,
+    Criterion,
+    GreedyParameters,
+    Lesson,
+    energy,
+    learn,
+    published,
+)
+from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.tasks.base import Task
-
-BATCH = 64
-NEGLIGIBLE = 1e-12  # gradients this small, relative to the first iterate, have no best step
 
 
 class ScalarSteps(Preconditioner):
@@ -45,54 +54,52 @@ def greedy_step(energy: float, curvature: float, size: float, otherwise: float) 
     return energy / curvature if energy > NEGLIGIBLE * size and curvature > 0 else otherwise
 
 
-@torch.no_grad()
-def fit(task: Task, parameters: SolverOnly, context: FitContext) -> Iterative:
+def best_step(lessons: Sequence[Lesson], criterion: Criterion) -> float:
+    """The minimising step, as it is kept.
+
+    Value: sum ||g_j||^2 / sum ||A g_j||^2. Distance: sum <g_j, x_j - x*_j> / sum ||g_j||^2, which
+    may be negative.
+    """
+    gradients = [lesson.gradient for lesson in lessons]
+    size, otherwise = criterion.size, 1 / criterion.largest
+    slopes = energy(gradients)
+    if criterion.objective == "distance":
+        if criterion.negligible(lessons):
+            return criterion.plain
+        errors = (lesson.gradient * (lesson.point - lesson.truth) for lesson in lessons)
+        return criterion.unit * sum(error.sum().item() for error in errors) / slopes
+    physics = criterion.physics
+    curvature = sum(physics.A(gradient).abs().square().sum().item() for gradient in gradients)
+    return criterion.unit * greedy_step(slopes, curvature, size, otherwise)
+
+
+def fit(task: Task, parameters: GreedyParameters, context: FitContext) -> Iterative:
     """Learns the steps one by one, each on the iterates that the ones before led to.
 
     They are kept in units of 1 / lambda_max(A^T A), in which the solver's own step multiplies them.
     """
-    operator = ScalarSteps(task.iterations)
-    reconstructor = context.reconstructor(task, parameters.solve, operator)
-    solver, physics, largest = reconstructor.solver, task.student, task.largest()
-    unit = largest if parameters.solve.units == "relative" else 1.0
-    measured = task.measure(task.images.train.first(context.budget.train_images)).split(BATCH)
-    at_zero = [physics.A_adjoint(y) for y in measured]
-    size = _energy(at_zero)
-
-    def best(gradients: list[Tensor]) -> float:
-        curvature = sum(physics.A(gradient).abs().square().sum().item() for gradient in gradients)
-        return unit * greedy_step(_energy(gradients), curvature, size, 1 / largest)
-
-    shared = parameters.solve.start == "preconditioned"
-    if shared:  # x_0 is a step from zero with P_0 itself, so that step is the one to fit
-        operator.steps[0] = best(at_zero)
-    states = [solver.start(y, physics, operator) for y in measured]
-    for iteration in range(task.iterations):
-        states = [solver.linearise(state) for state in states]
-        if iteration or not shared:
-            operator.steps[iteration] = best([state.gradient for state in states])
-        states = [solver.advance(state, operator) for state in states]
-    return reconstructor
-
-
-def _energy(gradients: list[Tensor]) -> float:
-    return sum(gradient.square().sum().item() for gradient in gradients)
-
-
-def published(task: Task) -> dict[str, Value]:
-    """The learned steps as they are; all else as published for the solver."""
-    return relative(task.published_solve(), task.largest()) | {"solve.step": 1.0}
+    operator = ScalarSteps(task.iterations).to(task.device, task.dtype)
+    return learn(
+        task,
+        parameters.solve,
+        parameters.objective,
+        context,
+        operator,
+        best_step,
+        operator.steps,
+    )
 
 
 METHOD = Method(
     name="scalar",
     title="Scalar steps (greedy)",
-    summary="one step per iteration, each minimising the next data term on training images",
+    summary="one step per iteration, minimising the next data term (or, objective=distance, the "
+    "distance to the truth) on training images",
     operator="scalar",
     rule="greedy",
     learned=True,
-    paper="Fahy, Golbabaee, Ehrhardt, Greedy Learning to Optimize, arXiv 2406.00260v9",
-    parameters=SolverOnly,
+    paper=PAPER,
+    parameters=GreedyParameters,
     fit=fit,
     published=published,
 )

@@ -91,11 +91,19 @@ class Search:
 
 @dataclass(frozen=True)
 class Declared:
-    """One hyper-parameter as declared: dotted path, field and search range (None: not searched)."""
+    """One hyper-parameter as declared.
+
+    Attributes:
+        path: dotted.
+        field: pydantic's.
+        search: the range worth searching; None if it is not searched.
+        default: of the outermost model, which may differ from the nested one's own.
+    """
 
     path: str
     field: FieldInfo
     search: Search | None
+    default: Value
 
     @property
     def help(self) -> str:
@@ -108,24 +116,37 @@ class Declared:
         return kinds <= {int, NoneType} and int in kinds
 
 
-def declared(model: type[Parameters], solver: str, prefix: str = "") -> Iterator[Declared]:
-    """Every hyper-parameter of `model` that exists with `solver`, in order of declaration."""
+def declared(
+    model: type[Parameters], solver: str, prefix: str = "", outer: Parameters | None = None
+) -> Iterator[Declared]:
+    """Every hyper-parameter of `model` that exists with `solver`, in order of declaration.
+
+    Args:
+        model: of the parameters.
+        solver: ``pnp-fista`` or ``red-fista``.
+        prefix: of the paths.
+        outer: an instance of `model` whose values are the defaults, if the model's own are not.
+    """
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
         annotation = field.annotation
+        default = field.get_default(call_default_factory=True)
+        if outer is not None:
+            default = getattr(outer, name)
         if isinstance(annotation, type) and issubclass(annotation, Parameters):
-            yield from declared(annotation, solver, f"{path}.")
+            nested = default if isinstance(default, Parameters) else None
+            yield from declared(annotation, solver, f"{path}.", nested)
             continue
         search = next((item for item in field.metadata if isinstance(item, Search)), None)
         if search is None or search.solver in (None, solver):
-            yield Declared(path, field, search)
+            yield Declared(path, field, search, default)
 
 
 def defaults(model: type[Parameters], solver: str, ranges: Ranges) -> dict[str, Value]:
     """Flat defaults of a model, those that the problem gives included."""
     values = {}
     for item in declared(model, solver):
-        default = item.field.get_default(call_default_factory=True)
+        default = item.default
         if default is None and item.search is not None and item.search.ask:
             default = ranges.setting(item.search.ask).default
         values[item.path] = default

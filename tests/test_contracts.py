@@ -1,11 +1,19 @@
 """Every registered method, operator and prior keeps the contract that plug-ins are held to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from baselines import backprojection, circulant, nystrom
+from baselines.barzilai_borwein import RULES, BarzilaiBorwein
+from baselines.convolutional import Convolutional
+from baselines.full_linear import FullLinear
 from baselines.hessian import InverseHessian
+from baselines.pointwise import Pointwise
 from baselines.polynomial import PolynomialParameters, build
 from baselines.scalar import ScalarSteps
+from baselines.sr1 import SR1
 from dipa_bench import registry
 from dipa_bench.errors import UserError
 from dipa_bench.preconditioners import Dense, Identity
@@ -40,6 +48,63 @@ class TestScalarSteps(PreconditionerContract):
         operator = ScalarSteps(2)
         operator.steps.copy_(torch.tensor([0.5, 2.0]))
         return operator
+
+
+def disturbed(stored):
+    """Random operators of different iterations, away from the identity."""
+    generator = torch.Generator().manual_seed(1)
+    stored.add_(0.1 * torch.randn(stored.shape, generator=generator))
+
+
+class TestPointwise(PreconditionerContract):
+    def make(self, task):
+        operator = Pointwise(2, task.shape)
+        disturbed(operator.factors)
+        return operator
+
+
+class TestConvolutional(PreconditionerContract):
+    def make(self, task):
+        operator = Convolutional(2, 5)
+        disturbed(operator.kernels)
+        return operator
+
+
+class TestFullLinear(PreconditionerContract):
+    def make(self, task):
+        operator = FullLinear(2, task.shape)
+        disturbed(operator.matrices)
+        return operator
+
+
+class TestCirculant(PreconditionerContract):
+    def make(self, task):
+        return circulant.build(task, circulant.CirculantParameters())
+
+
+class TestNystrom(PreconditionerContract):
+    def make(self, task):
+        return nystrom.build(task, nystrom.NystromParameters(rank=12))
+
+
+class TestBackProjection(PreconditionerContract):
+    def make(self, task):
+        parameters = backprojection.BackProjectionParameters()
+        return backprojection.build(replace(task, iterations=2), parameters)
+
+
+class TestBarzilaiBorwein(PreconditionerContract):
+    @pytest.fixture(autouse=True, params=RULES)
+    def _of_rule(self, request):
+        self.rule = request.param
+
+    def make(self, task):
+        return BarzilaiBorwein(self.rule, 10.0, task.largest())
+
+
+class TestSR1(PreconditionerContract):
+    def make(self, task):
+        return SR1(2e-6, task.largest())
 
 
 class TestDense(PreconditionerContract):

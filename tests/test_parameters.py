@@ -157,3 +157,21 @@ def test_admits():
     assert pick.admits("a")
     assert pick.admits(2)
     assert not pick.admits("b")
+
+
+def test_a_models_own_defaults_of_nested_parameters_win():
+    """`solve` given as an instance with another start is what an untuned run uses."""
+
+    class Deeper(Parameters):
+        net: Inner = Inner(depth=7)
+
+    class Other(Parameters):
+        solve: SolveParameters = SolveParameters(start="zero", momentum="none")
+        deeper: Deeper = Deeper()
+
+    found = defaults(Other, "pnp-fista", Ranges())
+    assert (found["solve.start"], found["solve.momentum"]) == ("zero", "none")
+    assert (found["deeper.net.depth"], found["deeper.net.kind"]) == (7, "a")
+    assert build(Other, found) == Other(
+        solve=SolveParameters(start="zero", momentum="none", strength=0.7)
+    )

@@ -172,7 +172,10 @@ def _canonical(study: StudyFile) -> StudyFile:
 
 
 def _check_known(study: StudyFile) -> None:
-    """Every known point names parameters that some row has, with values that they can hold."""
+    """Every known point names parameters that some row has, with values that one can hold.
+
+    A row whose own parameters are narrower takes what it can of a point.
+    """
     methods = {spec.method or row for row, spec in study.methods.items()}
     names = {name: parameters_of(name) for name in methods}
     every = set().union(*names.values())
@@ -180,9 +183,19 @@ def _check_known(study: StudyFile) -> None:
         for parameter, value in point.items():
             if every and parameter not in every:
                 raise unknown("parameter in known", parameter, every)
-            for name in methods:
-                if parameter in names[name]:
+            refused = []
+            for name in sorted(methods):
+                if parameter not in names[name]:
+                    continue
+                try:
                     build(registry.get("methods", name).parameters, {parameter: value})
+                except UserError as error:
+                    refused.append(error)
+                else:
+                    break
+            else:
+                if refused:
+                    raise refused[0]
 
 
 def _canonical_row(row: str, spec: MethodSpec, solver: str) -> MethodSpec:
