@@ -71,8 +71,7 @@ class PackagedImage:
         path = Path(spec.origin).parent / self.file
         if not path.exists():
             raise UserError(
-                f"the installed {self.package!r} has no {self.file}:"
-                " install that package again"
+                f"the installed {self.package!r} has no {self.file}: install that package again"
             )
         return torch.from_numpy(_to_gray(_read_pixels(path)))[None, None]
 
