@@ -158,11 +158,11 @@ def test_quarter_turns():
 
 
 def test_turns_help_where_phases_are_arbitrary():
-    """Few training images of random phase: the chosen map is no worse than without turns."""
+    """Few training images of random phase: half a decibel and more over a map without turns."""
     task = small_task("mri", (1, 16, 16), dtype=torch.float64, count=5, noise=0.02)
     truth, observed = task.pixels(task.images.validation), task.measure(task.images.validation)
     plain = max(
         psnr(found(observed), truth).mean().item()
         for found in lmmse._candidates(task, task.pixels(task.images.train))
     )
-    assert psnr(lmmse.fit(task)(observed), truth).mean().item() >= plain
+    assert psnr(lmmse.fit(task)(observed), truth).mean().item() > plain + 0.5
