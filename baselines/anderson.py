@@ -81,7 +81,6 @@ class Anderson:
 
     Attributes:
         solver: gives T, the start and the number of iterations; its momentum is not used.
-        start_calls: applications of A or A^T that its start makes.
         memory: m >= 1; 1 and a mixing of 1 give the solver without momentum.
         regularisation: lambda > 0.
         mixing: beta in (0, 1].
@@ -89,7 +88,6 @@ class Anderson:
     """
 
     solver: Solver
-    start_calls: int
     memory: int
     regularisation: float
     mixing: float = 1.0
@@ -127,7 +125,7 @@ class Anderson:
             )
         return Trajectory(
             state.iterate,
-            operator_calls=self.start_calls + 2 * solver.iterations,
+            operator_calls=solver.start_calls(Identity()) + 2 * solver.iterations,
             denoiser_calls=solver.iterations * solver.denoiser_calls,
             curves=recorder.finish(state) if recorder else None,
         )
@@ -145,7 +143,6 @@ def fit(task: Task, parameters: AndersonParameters, context: FitContext) -> Ande
     """The accelerated solver of a task; nothing is learned."""
     return Anderson(
         context.reconstructor(task, parameters.solve, Identity()).solver,
-        start_calls=0 if parameters.solve.start == "lmmse" else 1,
         memory=parameters.memory,
         regularisation=parameters.regularisation,
         mixing=parameters.mixing,

@@ -24,26 +24,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.hessian import InverseHessian, calls_of_one_solve, has_closed_form
+from baselines import hessian
+from baselines.hessian import HessianParameters, InverseHessian
 from dipa_bench.methods import FitContext, Iterative, Method, relative
-from dipa_bench.parameters import Parameters, Search, Value
+from dipa_bench.parameters import Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
-from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
 
 TIMES = 1000  # of the diffusion that the schedule is taken from
 VARIANCES = (1e-4, 0.02)  # its first and last
 
 
-class BackProjectionParameters(Parameters):
+class BackProjectionParameters(HessianParameters):
     """Damping and schedule, beside the solver's own."""
 
-    solve: SolveParameters = SolveParameters()
-    mu: Annotated[
-        float,
-        Field(gt=0, description="damping mu, relative to lambda_max(A^T A)"),
-        Search(1e-3, 10.0, log=True),
-    ] = 0.1
     gamma: Annotated[
         float,
         Field(gt=0, description="exponent of the schedule: the larger, the longer back-projection"),
@@ -91,11 +85,8 @@ class BackProjection(Preconditioner):
 
 def build(task: Task, parameters: BackProjectionParameters) -> BackProjection:
     """The operator for a task and its number of iterations."""
-    largest = task.largest()
-    mu = parameters.mu * largest
-    closed = has_closed_form(task.student, task.shape)
-    inverse = InverseHessian(mu, 0 if closed else calls_of_one_solve(task, mu))
-    return BackProjection(inverse, schedule(task.iterations, parameters.gamma), largest)
+    weights = schedule(task.iterations, parameters.gamma)
+    return BackProjection(hessian.build(task, parameters), weights, task.largest())
 
 
 def fit(task: Task, parameters: BackProjectionParameters, context: FitContext) -> Iterative:

@@ -13,37 +13,22 @@ iteration: two fast Fourier transforms, no application of A beyond the gradient'
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Annotated
 
 import torch
-from deepinv.physics import LinearPhysics
-from pydantic import Field
 from torch import Tensor
 
-from baselines.polynomial import Polynomial, Recurrence, measure
+from baselines.hessian import HessianParameters
 from dipa_bench.data.signals import is_complex
 from dipa_bench.errors import UserError
 from dipa_bench.methods import FitContext, Iterative, Method, relative
-from dipa_bench.parameters import Parameters, Search, Value
+from dipa_bench.parameters import Value
 from dipa_bench.preconditioners import Preconditioner, State
-from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
+from dipa_bench.tasks.spectrum import lanczos
 
 PROBES = 64
 BATCH = 16
 EXACT = 1e-4  # relative gap of A^T A to F* d F, on one random image, that rounding explains
-
-
-class CirculantParameters(Parameters):
-    """The damping, beside the solver's own."""
-
-    solve: SolveParameters = SolveParameters()
-    mu: Annotated[
-        float,
-        Field(gt=0, description="damping mu, relative to lambda_max(A^T A)"),
-        Search(1e-3, 10.0, log=True),
-    ] = 0.1
 
 
 def transform(images: Tensor) -> Tensor:
@@ -122,21 +107,6 @@ def fourier_diagonal(task: Task, seed: int) -> tuple[Tensor, bool]:
     return spectrum, bool(gap <= EXACT * torch.linalg.vector_norm(expected))
 
 
-class Between(LinearPhysics):
-    """A S for a symmetric S of images, so that its normal operator is S A^T A S."""
-
-    def __init__(self, physics: LinearPhysics, root: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.inner = physics
-        self.root = root
-
-    def A(self, x: Tensor, **parameters: object) -> Tensor:  # noqa: N802
-        return self.inner.A(self.root(x))
-
-    def A_adjoint(self, y: Tensor, **parameters: object) -> Tensor:  # noqa: N802
-        return self.root(self.inner.A_adjoint(y))
-
-
 def largest_of_product(root: Callable[[Tensor], Tensor], task: Task) -> float:
     """lambda_max(P A^T A) from P^(1/2), by Lanczos on the similar P^(1/2) A^T A P^(1/2).
 
@@ -144,11 +114,16 @@ def largest_of_product(root: Callable[[Tensor], Tensor], task: Task) -> float:
         root: P^(1/2) of B x C x H x W batches.
         task: whose student is A.
     """
-    operators = replace(task.operators, student=Between(task.student, root))
-    return measure(Polynomial(Recurrence(1.0, ()), 1.0), replace(task, operators=operators))
+    physics = task.student
+    return lanczos(
+        lambda image: root(physics.A_adjoint(physics.A(root(image)))),
+        task.shape,
+        task.device,
+        task.dtype,
+    )
 
 
-def build(task: Task, parameters: CirculantParameters, seed: int = 0) -> Circulant:
+def build(task: Task, parameters: HessianParameters, seed: int = 0) -> Circulant:
     """The operator for a task, its lambda_max(P A^T A) measured where d is not exact."""
     spectrum, exact = fourier_diagonal(task, seed)
     operator = Circulant(spectrum, parameters.mu * task.largest())
@@ -157,7 +132,7 @@ def build(task: Task, parameters: CirculantParameters, seed: int = 0) -> Circula
     return operator
 
 
-def fit(task: Task, parameters: CirculantParameters, context: FitContext) -> Iterative:
+def fit(task: Task, parameters: HessianParameters, context: FitContext) -> Iterative:
     operator = build(task, parameters, context.seed)
     context.notes["exact"] = operator.measured is None
     return context.reconstructor(task, parameters.solve, operator)
@@ -169,7 +144,7 @@ def published(task: Task) -> dict[str, Value]:
     Where A^T A is far from circulant, P A^T A is so large that the step would be unstable: at most
     1 over that and RED's weight together.
     """
-    operator = build(task, CirculantParameters())
+    operator = build(task, HessianParameters())
     values = relative(task.published_solve(), operator.spectral_bound(task.largest()))
     stable = 1 / (1 + values.get("solve.weight", 0.0))
     return values | {"solve.step": min(values["solve.step"], stable)}
@@ -182,7 +157,7 @@ METHOD = Method(
     operator="circulant",
     rule="probed",
     paper="T. Chan, An optimal circulant preconditioner, SIAM J. Sci. Stat. Comput. 9, 1988",
-    parameters=CirculantParameters,
+    parameters=HessianParameters,
     stochastic=True,
     fit=fit,
     published=published,

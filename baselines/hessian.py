@@ -117,11 +117,16 @@ def calls_of_one_solve(task: Task, mu: float) -> int:
     return 2 * calls
 
 
-def fit(task: Task, parameters: HessianParameters, context: FitContext) -> Iterative:
+def build(task: Task, parameters: HessianParameters) -> InverseHessian:
+    """The operator for a task, what one application costs counted where it has no closed form."""
     mu = parameters.mu * task.largest()
     closed = has_closed_form(task.student, task.shape)
-    context.notes["closed_form"] = closed
-    operator = InverseHessian(mu, 0 if closed else calls_of_one_solve(task, mu))
+    return InverseHessian(mu, 0 if closed else calls_of_one_solve(task, mu))
+
+
+def fit(task: Task, parameters: HessianParameters, context: FitContext) -> Iterative:
+    operator = build(task, parameters)
+    context.notes["closed_form"] = operator.operator_calls == 0
     return context.reconstructor(task, parameters.solve, operator)
 
 

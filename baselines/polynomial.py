@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
-import torch
 from deepinv.physics import LinearPhysics
 from pydantic import Field
 from torch import Tensor
@@ -27,11 +26,10 @@ from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
+from dipa_bench.tasks.spectrum import lanczos
 
 FAMILIES = ("l2", "chebyshev", "neumann")
 GRID = 4097  # points on which t p(t) is compared with its value at the end
-TOLERANCE = 1e-4  # relative residual of a measured lambda_max(P A^T A)
-MOST = 100  # Lanczos steps to it; on dense spectra they are 2e-4 low at the worst
 
 Operand = TypeVar("Operand", np.ndarray, Tensor)
 
@@ -168,40 +166,19 @@ class Polynomial(Preconditioner):
         return float(gains[-1]) if gains[-1] >= gains.max() * (1 - 1e-9) else self.measured
 
 
-@torch.no_grad()
-def measure(operator: Polynomial, task: Task) -> float:
-    """lambda_max(P A^T A) by Lanczos, all vectors kept orthogonal; never more than the true one.
-
-    Deterministic to the last bit, which ARPACK's restarts are not on invariant subspaces; those are
-    the rule for projections.
-    """
-    physics = task.student
-    size = int(np.prod(task.shape))
-    vector = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    basis, tridiagonal = [vector.numpy() / np.linalg.norm(vector)], np.zeros((MOST, MOST))
-    for k in range(min(MOST, size)):
-        image = torch.from_numpy(basis[k]).to(task.device, task.dtype).view(1, *task.shape)
-        direction = operator.apply_to(physics.A_adjoint(physics.A(image)), physics)
-        vector = direction.reshape(-1).double().cpu().numpy()
-        tridiagonal[k, k] = vector @ basis[k]
-        for _ in range(2):
-            vector = vector - np.stack(basis).T @ (np.stack(basis) @ vector)
-        values, vectors = np.linalg.eigh(tridiagonal[: k + 1, : k + 1])
-        rest = np.linalg.norm(vector)
-        if rest * abs(vectors[-1, -1]) <= TOLERANCE * values[-1] or k + 1 == MOST:
-            break
-        tridiagonal[k, k + 1] = tridiagonal[k + 1, k] = rest
-        basis.append(vector / rest)
-    return float(values[-1])
-
-
 def build(task: Task, parameters: PolynomialParameters) -> Polynomial:
     """The operator for a task, its lambda_max(P A^T A) measured where there is no closed form."""
     largest = task.largest()
     polynomial = recurrence(parameters.family, parameters.degree, parameters.lower)
     operator = Polynomial(polynomial, largest)
     if operator.spectral_bound(largest) is None:
-        operator.measured = measure(operator, task)
+        physics = task.student
+        operator.measured = lanczos(
+            lambda image: operator.apply_to(physics.A_adjoint(physics.A(image)), physics),
+            task.shape,
+            task.device,
+            task.dtype,
+        )
     return operator
 
 

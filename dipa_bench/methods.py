@@ -206,11 +206,14 @@ class Method:
     published: Callable[[Task], dict[str, Value]] = published_solve
     skip: Callable[[Task], str | None] = lambda task: None
 
+    def untrainable(self, task: Task) -> str | None:
+        """Why the method cannot be fitted through the task's prior; None where it can."""
+        blocked = self.unrolled and not task.prior.differentiable
+        return untrainable(task.prior) if blocked else None
+
     def unsuitable(self, task: Task) -> str | None:
         """Why the method does not apply to a task, its prior included; None where it does."""
-        if self.unrolled and not task.prior.differentiable:
-            return untrainable(task.prior)
-        return self.skip(task)
+        return self.untrainable(task) or self.skip(task)
 
 
 def untrainable(prior: Prior) -> str:

@@ -79,7 +79,7 @@ class TestFullLinear(PreconditionerContract):
 
 class TestCirculant(PreconditionerContract):
     def make(self, task):
-        return circulant.build(task, circulant.CirculantParameters())
+        return circulant.build(task, circulant.HessianParameters())
 
 
 class TestNystrom(PreconditionerContract):

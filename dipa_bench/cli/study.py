@@ -12,7 +12,6 @@ from dipa_bench import devices
 from dipa_bench.cli.console import RESULTS, Stopped, add_row, new_table, wide_console
 from dipa_bench.cli.progress import Terminal
 from dipa_bench.errors import UserError
-from dipa_bench.methods import untrainable
 from dipa_bench.search import study_file
 from dipa_bench.search.observer import Observer
 from dipa_bench.search.problem import build_task
@@ -119,8 +118,8 @@ def _refuse_untrainable(study: StudyFile, task: Task, methods: str | None) -> No
     """
     asked = {part.strip() for part in (methods or "").split(",")}
     for name in asked & set(study.methods):
-        if Row.of(study, name).method.unrolled and not task.prior.differentiable:
-            raise UserError(f"method {name}: {untrainable(task.prior)}")
+        if reason := Row.of(study, name).method.untrainable(task):
+            raise UserError(f"method {name}: {reason}")
 
 
 def _run_all(study: StudyFile, task: Task, uri: str) -> bool:

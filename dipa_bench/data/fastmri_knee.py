@@ -16,7 +16,7 @@ from dipa_bench.data.images import (
     square,
     stack,
 )
-from dipa_bench.data.sources import data_home, missing, refuse_color
+from dipa_bench.data.sources import data_home, missing, refuse_color, shares
 from dipa_bench.errors import UserError, brief
 
 PUBLISHED = {973: (850, 50)}  # 973 slices: 900 train, the last 50 of them validate, 73 test
@@ -35,7 +35,7 @@ def load(request: ImageRequest) -> Splits:
     count = len(volume)
     if count < 3:
         raise UserError(f"{path} holds {count} slices: three splits need at least 3")
-    train, validation = PUBLISHED.get(count, _shares(count))
+    train, validation = PUBLISHED.get(count, shares(count)[:2])
 
     def part(rows: range) -> ImageSet:
         names = tuple(f"slice {row:04d}" for row in rows)
@@ -43,12 +43,6 @@ def load(request: ImageRequest) -> Splits:
 
     borders = (0, train, train + validation, count)
     return Splits(*(part(range(*pair)) for pair in pairwise(borders)))
-
-
-def _shares(count: int) -> tuple[int, int]:
-    """70, 10 and 20% of the slices, at least one each: the first two."""
-    test, validation = max(1, round(0.2 * count)), max(1, round(0.1 * count))
-    return count - test - validation, validation
 
 
 def _find(place: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 
 from dipa_bench.data.images import DatasetSpec, ImageRequest, ImageSet, Splits
 from dipa_bench.data.resizing import square_complex
-from dipa_bench.data.sources import data_home, missing, refuse_color, shuffled
+from dipa_bench.data.sources import data_home, dealt, missing, refuse_color, shuffled
 from dipa_bench.errors import UserError, brief
 
 SIDE = 320  # pixels: fastMRI's own crop; beyond it lies the oversampled readout
@@ -43,9 +43,7 @@ def load(request: ImageRequest) -> Splits:
         alone = train or later or [_volume(path) for path in sorted(place.glob("*.h5"))]
         if not alone:
             raise missing("fastmri-raw", place, f"{FOLDERS[0]}/*.h5 and {FOLDERS[1]}/*.h5")
-        people = shuffled(volume.subject for volume in alone)
-        test, validation = max(1, round(0.2 * len(people))), max(1, round(0.1 * len(people)))
-        groups = (people[test + validation :], people[test : test + validation], people[:test])
+        groups = dealt(volume.subject for volume in alone)
         volumes = alone
     else:
         trained = {volume.subject for volume in train}

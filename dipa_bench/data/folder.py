@@ -20,7 +20,7 @@ from dipa_bench.data.images import (
 )
 from dipa_bench.data.nifti import axial
 from dipa_bench.data.resizing import square_complex
-from dipa_bench.data.sources import refuse_color, shuffled
+from dipa_bench.data.sources import dealt, refuse_color
 from dipa_bench.errors import UserError, brief
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
@@ -61,10 +61,10 @@ def load(request: ImageRequest) -> Splits:
         else _owner(path, place)
         for path in paths
     }
-    ordered = shuffled(owners.values())
-    if len(ordered) < 3:
+    count = len(set(owners.values()))
+    if count < 3:
         raise UserError(
-            f"image folder {place} holds {len(ordered)} subjects (subfolders, DICOM patients, or "
+            f"image folder {place} holds {count} subjects (subfolders, DICOM patients, or "
             "single images): three splits need at least 3"
         )
 
@@ -79,9 +79,7 @@ def load(request: ImageRequest) -> Splits:
     if not pictures:
         raise UserError(f"image folder {place} holds only empty volumes: give others")
     pixels = torch.from_numpy(np.stack(pictures)) if kinds == {True} else stack(pictures)
-    test = max(1, round(0.2 * len(ordered)))
-    validation = max(1, round(0.1 * len(ordered)))
-    parts = (ordered[test + validation :], ordered[test : test + validation], ordered[:test])
+    parts = dealt(owners.values())
     return Splits(*(select(pixels, names, subjects, set(part)) for part in parts))
 
 

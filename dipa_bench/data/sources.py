@@ -93,6 +93,19 @@ def shuffled(subjects: Iterable[str]) -> list[str]:
     return sorted(set(subjects), key=lambda text: hashlib.sha256(text.encode()).hexdigest())
 
 
+def shares(count: int) -> tuple[int, int, int]:
+    """How many of `count` train, validate and test: 70, 10 and 20%, the last two at least one."""
+    test, validation = max(1, round(0.2 * count)), max(1, round(0.1 * count))
+    return count - test - validation, validation, test
+
+
+def dealt(subjects: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
+    """The subjects of the three splits by `shares`, in the order of `shuffled`, test first."""
+    ordered = shuffled(subjects)
+    _, validation, test = shares(len(ordered))
+    return ordered[test + validation :], ordered[test : test + validation], ordered[:test]
+
+
 def as_requested(picture: np.ndarray, request: ImageRequest) -> np.ndarray:
     """An 8-bit picture, H x W or H x W x 3, in [0, 1]: colour if requested, else its luminance."""
     from skimage.color import gray2rgb, rgb2gray

@@ -70,6 +70,14 @@ class Prior(nn.Module):
         self._denoise = denoise
         self.eval().requires_grad_(False)
 
+    def check(self, channels: int) -> None:
+        """Raises `UserError` where a colour denoiser is given images without three channels."""
+        if self.channels not in (None, 1, channels):
+            raise UserError(
+                f"prior {self.name!r} denoises images of {self.channels} channels, these have "
+                f"{channels}: choose a gray prior, or --set problem.color=true"
+            )
+
     def forward(self, noisy: Tensor, strength: float | Tensor) -> Tensor:
         """The denoised batch.
 
@@ -79,11 +87,7 @@ class Prior(nn.Module):
         count = noisy.shape[1]
         if self.channels in (None, count):
             return self._denoise(noisy, strength)
-        if self.channels != 1:
-            raise UserError(
-                f"prior {self.name!r} denoises images of {self.channels} channels, these have "
-                f"{count}: choose a gray prior, or --set problem.color=true"
-            )
+        self.check(count)
         if isinstance(strength, Tensor) and strength.numel() > 1:
             strength = strength.repeat_interleave(count, 0)
         return self._denoise(noisy.flatten(0, 1)[:, None], strength).view_as(noisy)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
 from dipa_bench.priors import downloads
 from dipa_bench.priors.base import SCALE, PriorSpec, Scaled
 
 WEIGHTS = "dncnn_sigma2_gray.pth"
-
-
-def weights_path() -> Path:
-    """Where torch keeps the downloaded weights (below ``TORCH_HOME``)."""
-    return downloads.location(WEIGHTS)
 
 
 def build() -> nn.Module:

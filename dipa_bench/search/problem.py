@@ -8,7 +8,6 @@ from dipa_bench import registry
 from dipa_bench.data.images import DatasetSpec, ImageRequest, Splits
 from dipa_bench.data.load import find
 from dipa_bench.data.signals import COMPLEX
-from dipa_bench.errors import UserError
 from dipa_bench.parameters import build
 from dipa_bench.priors import user
 from dipa_bench.priors.complex import on_complex
@@ -46,11 +45,7 @@ def build_task(
     channels = images.shape[0]
     if channels == COMPLEX:
         prior = on_complex(prior, problem.complex_prior)
-    if prior.channels not in (None, 1, channels):
-        raise UserError(
-            f"prior {prior.name!r} denoises images of {prior.channels} channels, these have "
-            f"{channels}: choose a gray prior, or --set problem.color=true"
-        )
+    prior.check(channels)
     return Task(
         spec=spec,
         options=options,

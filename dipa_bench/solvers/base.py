@@ -144,13 +144,14 @@ class Solver(ABC):
             state = self.advance(state, preconditioner)
         return Trajectory(
             state.iterate,
-            operator_calls=self._start_calls(preconditioner)
+            operator_calls=self.start_calls(preconditioner)
             + self.iterations * (2 + preconditioner.operator_calls),
             denoiser_calls=self.iterations * self.denoiser_calls,
             curves=recorder.finish(state) if recorder else None,
         )
 
-    def _start_calls(self, preconditioner: Preconditioner) -> int:
+    def start_calls(self, preconditioner: Preconditioner) -> int:
+        """Applications of A or A^T that `start` makes."""
         if callable(self._start):
             return 0
         # A^T y, from which `zero` takes no more than the shape

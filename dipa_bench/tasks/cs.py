@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Annotated, Literal
 
 import torch
@@ -164,35 +165,34 @@ def operators(options: SinglePixelOptions, geometry: Geometry) -> Operators:
     if options.sampling == "cake-cutting" and height != width:
         raise UserError(f"cake-cutting needs square images, not {height} x {width}")
 
+    @cache
+    def mask(ratio: float) -> Tensor:
+        return sampling_mask(options.sampling, geometry.shape, ratio)
+
     def make(ratio: float) -> SinglePixel:
-        mask = sampling_mask(options.sampling, geometry.shape, ratio)
-        if not mask.any():
+        if not mask(ratio).any():
             raise UserError(
                 f"ratio {ratio} of {height} x {width} pixels measures nothing: raise "
                 "problem.options.ratio"
             )
-        return SinglePixel(mask, geometry)
+        return SinglePixel(mask(ratio), geometry)
+
+    def admits(ratio: float) -> bool:
+        return options.ratio < ratio <= 1 and mask(ratio).sum() > measured
 
     def teacher(ratio: float) -> TeacherSpec:
-        if not options.ratio < ratio <= 1 or kept(ratio) <= measured:
+        if not admits(ratio):
             raise UserError(
                 f"teacher ratio {ratio}: give one above the student's {options.ratio}, at most 1, "
                 f"that measures more than its {measured} coefficients"
             )
         return TeacherSpec(ratio, lambda: make(ratio))
 
-    def kept(ratio: float) -> int:
-        return int(sampling_mask(options.sampling, geometry.shape, ratio).sum())
-
     student = make(options.ratio)
     measured = student.kept.numel()
     return Operators(
         student=student,
-        teachers=tuple(
-            teacher(ratio)
-            for ratio in (*RATIOS, 1.0)
-            if ratio > options.ratio and kept(ratio) > measured
-        ),
+        teachers=tuple(teacher(ratio) for ratio in (*RATIOS, 1.0) if admits(ratio)),
         axis="ratio",
         other=teacher,
         facts={

@@ -121,8 +121,11 @@ def operators(options: MRIOptions, geometry: Geometry) -> Operators:
             return MRI(mask=mask, device=geometry.device)
         return MultiCoilMRI(mask=mask, coil_maps=maps, device=geometry.device)
 
+    def admits(acceleration: float) -> bool:
+        return 1 <= acceleration < options.acceleration and width // acceleration > measured
+
     def teacher(acceleration: float) -> TeacherSpec:
-        if not 1 <= acceleration < options.acceleration or width // acceleration <= measured:
+        if not admits(acceleration):
             raise UserError(
                 f"teacher acceleration {acceleration:g}: give at least 1 and less than the "
                 f"student's {options.acceleration:g}, with more than its {measured} columns"
@@ -131,14 +134,9 @@ def operators(options: MRIOptions, geometry: Geometry) -> Operators:
 
     columns = column_mask(options, options.acceleration, geometry)
     measured = int(columns.sum())
-    smaller = [
-        value
-        for value in ACCELERATIONS
-        if value < options.acceleration and width // value > measured
-    ]
     return Operators(
         student=make(columns),
-        teachers=tuple(teacher(value) for value in smaller),
+        teachers=tuple(teacher(value) for value in ACCELERATIONS if admits(value)),
         axis="acceleration",
         other=teacher,
         facts={

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from deepinv.physics import LinearPhysics
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from dipa_bench.errors import UserError
 
+MOST = 100  # steps of `lanczos`
+TOLERANCE = 1e-4  # relative residual at which it stops
 DENSE_UP_TO = 8  # below this many rows Lanczos has nothing to do
 
 
@@ -61,6 +65,42 @@ def largest_eigenvalue(
     if not tried.any():
         return 0.0
     return float(eigsh(operator, k=1, which="LA", tol=1e-6, v0=first, return_eigenvectors=False)[0])
+
+
+@torch.no_grad()
+def lanczos(
+    product: Callable[[Tensor], Tensor],
+    shape: tuple[int, int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> float:
+    """The largest eigenvalue of a symmetric map of images.
+
+    All vectors are kept orthogonal; never more than the true value, 2e-4 low at the worst on dense
+    spectra. Deterministic to the last bit, which ARPACK's restarts are not on invariant subspaces;
+    those are the rule for projections.
+
+    Args:
+        product: the map, 1 x C x H x W to the same.
+        shape: (C, H, W).
+        device, dtype: what `product` takes.
+    """
+    size = int(np.prod(shape))
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis, tridiagonal = [vector.numpy() / np.linalg.norm(vector)], np.zeros((MOST, MOST))
+    for k in range(min(MOST, size)):
+        image = torch.from_numpy(basis[k]).to(device, dtype).view(1, *shape)
+        vector = product(image).reshape(-1).double().cpu().numpy()
+        tridiagonal[k, k] = vector @ basis[k]
+        for _ in range(2):
+            vector = vector - np.stack(basis).T @ (np.stack(basis) @ vector)
+        values, vectors = np.linalg.eigh(tridiagonal[: k + 1, : k + 1])
+        rest = np.linalg.norm(vector)
+        if rest * abs(vectors[-1, -1]) <= TOLERANCE * values[-1] or k + 1 == MOST:
+            break
+        tridiagonal[k, k + 1] = tridiagonal[k + 1, k] = rest
+        basis.append(vector / rest)
+    return float(values[-1])
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def test_small_linear_problem_is_solved(kind, from_matrix, smoother):
     w, normal = smoother(2, 2, STRENGTH), a.T @ a
     largest = np.linalg.eigvalsh(normal)[-1]
     y = np.random.default_rng(1).standard_normal((3, 5))
-    accelerated = Anderson(solver_of(kind, largest, 6), 1, 5, 1e-13)
+    accelerated = Anderson(solver_of(kind, largest, 6), 5, 1e-13)
     found = accelerated.run(torch.from_numpy(y), from_matrix(a)).estimate
     expected = fixed_point(kind, normal, y @ a, w, largest)
     np.testing.assert_allclose(found.flatten(1), expected, atol=1e-5)
@@ -58,9 +58,9 @@ def test_keeps_the_fixed_point(kind, smoother):
     expected = torch.from_numpy(fixed_point(kind, a.T @ a, back, w, largest))
     expected = expected.view(-1, *task.shape)
     there = solver_of(kind, largest, 10, start=lambda y: expected)
-    found = Anderson(there, 0, 5, 1e-4).run(measured, task.student).estimate
+    found = Anderson(there, 5, 1e-4).run(measured, task.student).estimate
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    far = Anderson(solver_of(kind, largest, 60), 1, 5, 1e-6).run(measured, task.student)
+    far = Anderson(solver_of(kind, largest, 60), 5, 1e-6).run(measured, task.student)
     plain = solver_of(kind, largest, 60).run(measured, task.student, Identity())
     gap = (far.estimate - expected).norm()
     assert gap < 0.1 * (plain.estimate - expected).norm()
@@ -87,7 +87,7 @@ def test_one_point_is_the_plain_algorithm(kind):
     measured, pixels = task.measure(task.images.validation), task.pixels(task.images.validation)
     solver = solver_of(kind, task.largest(), 5)
     expected = solver.run(measured, task.student, Identity(), record=True, reference=pixels)
-    found = Anderson(solver, 1, 1, 1e-4).run(measured, task.student, record=True, reference=pixels)
+    found = Anderson(solver, 1, 1e-4).run(measured, task.student, record=True, reference=pixels)
     torch.testing.assert_close(found.estimate, expected.estimate)
     for name in ("mse", "residual", "step_norm"):
         torch.testing.assert_close(getattr(found.curves, name), getattr(expected.curves, name))
@@ -112,7 +112,7 @@ def test_counts_are_what_is_applied(from_matrix):
     """Counted by the operator itself; the curves' last residual is not part of the method."""
     physics = from_matrix(np.random.default_rng(0).standard_normal((5, 9)))
     measured = torch.ones(2, 5, dtype=torch.float64)
-    found = Anderson(solver_of("pnp-fista", 30.0, 7), 1, 3, 1e-4).run(measured, physics)
+    found = Anderson(solver_of("pnp-fista", 30.0, 7), 3, 1e-4).run(measured, physics)
     assert found.operator_calls == physics.calls == 15
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from baselines import circulant
-from baselines.circulant import METHOD, Circulant, CirculantParameters, fourier_diagonal
-from baselines.hessian import InverseHessian
+from baselines.circulant import METHOD, Circulant, fourier_diagonal
+from baselines.hessian import HessianParameters, InverseHessian
 from dipa_bench.parameters import build, defaults
 from dipa_bench.tasks.spectrum import matrix
 from dipa_bench.testing import small_task
@@ -28,7 +28,7 @@ def fourier(height, width):
 def test_is_the_hessian_where_exact(shape):
     """On circular blurs, to rounding, the bound included."""
     task = small_task("deblur", shape=shape, dtype=torch.float64)
-    operator = circulant.build(task, CirculantParameters(mu=0.02))
+    operator = circulant.build(task, HessianParameters(mu=0.02))
     assert operator.measured is None
     state, other = linearised(task), InverseHessian(0.02 * task.largest())
     torch.testing.assert_close(operator(state.gradient, state), other(state.gradient, state))
@@ -49,7 +49,7 @@ def test_probes_estimate_the_diagonal(monkeypatch):
 def test_application():
     """Against the dense matrices, on an oblong image."""
     task = small_task(shape=(1, 12, 20), dtype=torch.float64)
-    operator = circulant.build(task, CirculantParameters(mu=0.1))
+    operator = circulant.build(task, HessianParameters(mu=0.1))
     f = fourier(12, 20)
     expected = (f.conj().T / (operator.spectrum.numpy().ravel() + operator.mu)) @ f
     found = operator.dense(task.shape, linearised(task)).numpy()
@@ -60,7 +60,7 @@ def test_application():
 def test_root():
     """Twice P^(1/2) is P."""
     task = small_task(dtype=torch.float64)
-    operator, state = circulant.build(task, CirculantParameters()), linearised(task)
+    operator, state = circulant.build(task, HessianParameters()), linearised(task)
     twice = operator.root(operator.root(state.gradient))
     torch.testing.assert_close(twice, operator(state.gradient, state))
 
@@ -68,7 +68,7 @@ def test_root():
 def test_measured_bound():
     """lambda_max of the dense P A^T A, which is not symmetric."""
     task = small_task(dtype=torch.float64)
-    operator = circulant.build(task, CirculantParameters(mu=0.01))
+    operator = circulant.build(task, HessianParameters(mu=0.01))
     product = operator.dense(task.shape, linearised(task)).numpy() @ normal_matrix(task)
     true = np.linalg.eigvals(product).real.max()
     assert operator.measured == pytest.approx(true, rel=1e-3)
@@ -77,7 +77,7 @@ def test_measured_bound():
 def test_complex_images():
     """Single-coil MRI measures Fourier coefficients: d is its mask, and P is exact."""
     task = small_task("mri", shape=(1, 16, 16), dtype=torch.float64)
-    operator = circulant.build(task, CirculantParameters())
+    operator = circulant.build(task, HessianParameters())
     assert operator.measured is None
     state, other = linearised(task), InverseHessian(operator.mu)
     torch.testing.assert_close(operator(state.gradient, state), other(state.gradient, state))
@@ -93,7 +93,7 @@ def test_much_damping_is_no_preconditioner():
 def test_fit_is_of_its_seed(context):
     """The probes are the context's; the step is relative to the measured bound."""
     task = small_task(dtype=torch.float64)
-    made = [METHOD.fit(task, CirculantParameters(), context(seed)) for seed in (0, 0, 1)]
+    made = [METHOD.fit(task, HessianParameters(), context(seed)) for seed in (0, 0, 1)]
     spectra = [each.preconditioner.spectrum for each in made]
     assert torch.equal(spectra[0], spectra[1])
     assert not torch.equal(spectra[0], spectra[2])

@@ -9,7 +9,7 @@ import torch
 from dipa_bench.data.load import load
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation.metrics import psnr
-from dipa_bench.priors import published
+from dipa_bench.priors import downloads, published
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ class Payload:
 def test_weights_cannot_run_code(tmp_path, monkeypatch):
     """A crafted file below TORCH_HOME is refused, and what it holds is not executed."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = published.weights_path()
+    path = downloads.location(published.WEIGHTS)
     path.parent.mkdir(parents=True)
     torch.save({"in_conv.weight": Payload(tmp_path / "ran")}, path)
     with pytest.raises(UserError, match="has no weights"):
