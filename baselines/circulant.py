@@ -157,6 +157,11 @@ METHOD = Method(
     operator="circulant",
     rule="probed",
     paper="T. Chan, An optimal circulant preconditioner, SIAM J. Sci. Stat. Comput. 9, 1988",
+    fixed_point="another: the data term is re-weighted by P",
+    cost=(
+        "2 operator calls, 1 denoiser call, 2 Fourier transforms; 130 operator calls, and 200 "
+        "more at most where A^T A is not circulant"
+    ),
     parameters=HessianParameters,
     stochastic=True,
     fit=fit,

@@ -154,6 +154,11 @@ METHOD = Method(
     operator="low rank",
     rule="sketched",
     paper="Frangella, Tropp, Udell 2023, arXiv 2110.02820; Hong et al. 2025, arXiv 2411.08178",
+    fixed_point="another: the data term is re-weighted by P",
+    cost=(
+        "2 operator calls, 1 denoiser call, 2 products with an n x rank matrix; 2 rank "
+        "operator calls and 200 more at most"
+    ),
     parameters=NystromParameters,
     stochastic=True,
     fit=fit,

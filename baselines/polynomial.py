@@ -201,6 +201,11 @@ METHOD = Method(
     operator="polynomial",
     rule="closed form",
     paper="Iyer, Ong, Setsompop, Doneva, Lustig, SIAM J. Imaging Sci. 2024, arXiv 2204.10252",
+    fixed_point="another: the data term is re-weighted by P",
+    cost=(
+        "2 + 2 degree operator calls, 1 denoiser call; 100 (2 + 2 degree) at most where the "
+        "bound on P A^T A has no closed form"
+    ),
     parameters=PolynomialParameters,
     fit=fit,
     published=published,

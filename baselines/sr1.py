@@ -37,6 +37,7 @@ PUBLISHED = 2e-6  # theta_1 of the paper
 GREATEST = 2e2  # theta_2
 CAP = 10.0  # longest tau, in units of 1 / lambda_max
 NEGLIGIBLE = 1e-8  # of rho, relative to ||u|| ||v||
+ROUNDING = 100  # times the precision of a point: an image that moves less stands still
 BETAS = 101  # values of beta from 0 to 1
 
 
@@ -71,6 +72,8 @@ class SR1(Preconditioner):
             return gradient
         s = state.point - state.previous_point
         m = (state.gradient - state.previous_gradient) / self.largest
+        moved = _norm(s) > ROUNDING * torch.finfo(s.dtype).eps * _norm(state.point)
+        s, m = s * moved, m * moved
         tau, u, inverse = self.update(s, m)
         return tau * gradient + inverse * inner(u, gradient) * u
 
@@ -85,9 +88,10 @@ class SR1(Preconditioner):
             tau, B x 1 x 1 x 1; u, B x C x H x W; 1 / rho, B x 1 x 1 x 1, 0 where u is left out.
         """
         tiny = torch.finfo(s.dtype).tiny
-        size = torch.linalg.vector_norm(s.flatten(1), dim=1).view(-1, 1, 1, 1)
+        size = _norm(s)
         still = size <= tiny
-        s, m = (each / size.clamp_min(tiny) for each in (s, m))  # P is the same, no underflow
+        size = torch.where(still, torch.ones_like(size), size)
+        s, m = s / size, m / size  # P is the same, no underflow
         v = m + self._beta(inner(s, m), inner(m, m)) * (s - m)
         along, energy = inner(v, s).clamp_min(tiny), inner(v, v).clamp_min(tiny)
         q, ratio = 1 / along, 1 / energy
@@ -107,6 +111,11 @@ class SR1(Preconditioner):
         vv = beta**2 + 2 * beta * rest * along + rest**2 * energy
         kept = (vs >= self.least) & (vv <= GREATEST * vs)
         return beta[kept.to(torch.uint8).argmax(-1, keepdim=True)]
+
+
+def _norm(images: Tensor) -> Tensor:
+    """Of each image, B x 1 x 1 x 1."""
+    return torch.linalg.vector_norm(images.flatten(1), dim=1).view(-1, 1, 1, 1)
 
 
 def fit(task: Task, parameters: SR1Parameters, context: FitContext) -> Iterative:
@@ -133,6 +142,8 @@ METHOD = Method(
     operator="diagonal plus rank one",
     rule="secant",
     paper="Hong, Xu, Hu, Fessler, IEEE TCI 10, 2024, arXiv 2405.03854",
+    fixed_point="none in common: P weighs the data term anew in every iteration",
+    cost="2 operator calls, 1 denoiser call",
     parameters=SR1Parameters,
     fit=fit,
     published=published,

@@ -12,7 +12,7 @@ from torch import Tensor
 from dipa_bench import registry
 from dipa_bench.learning.lmmse import LMMSE
 from dipa_bench.learning.teachers import TeacherCache
-from dipa_bench.parameters import Parameters, Value
+from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers import SolveParameters, Solver, Trajectory, build_solver
@@ -188,8 +188,12 @@ class Method:
         stochastic: whether a fit depends on its seed; only then are winners refitted over seeds.
         unrolled: whether fitting sends gradients through the prior, which must let them pass.
         paper: where it comes from.
+        fixed_point: which fixed point its iterations keep, e.g. "as without P".
+        cost: of one iteration, in applications of A or A^T ("operator calls") and of the prior;
+            that of a fit after a semicolon.
         published: the published values as flat parameters (steps may be absolute).
         skip: the reason why the method does not apply to a task, or None.
+        narrow: (task, search space) -> the part of the space that the task admits.
     """
 
     name: str
@@ -203,8 +207,11 @@ class Method:
     stochastic: bool = False
     unrolled: bool = False
     paper: str = ""
+    fixed_point: str = ""
+    cost: str = ""
     published: Callable[[Task], dict[str, Value]] = published_solve
     skip: Callable[[Task], str | None] = lambda task: None
+    narrow: Callable[[Task, dict[str, Search]], dict[str, Search]] = lambda task, found: found
 
     def untrainable(self, task: Task) -> str | None:
         """Why the method cannot be fitted through the task's prior; None where it can."""

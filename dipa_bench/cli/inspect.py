@@ -8,33 +8,79 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dipa_bench import __version__, registry
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
 from dipa_bench.errors import UserError, brief, unknown
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dipa_bench.methods import Method
+
+SOLVER = "solve."  # how the names of the solver's parameters begin
+
 
 def show_registered(kind: str | None, pattern: str) -> None:
-    """Prints name, title and summary of what is registered."""
+    """Prints name, title and summary of what is registered; of methods alone, all they say."""
     if kind is not None and kind not in registry.KINDS:
         raise unknown("kind of registered thing", kind, registry.KINDS)
     for each in (kind,) if kind else registry.KINDS:
-        table = new_table("name", "title", "summary", title=each)
         found = registry.describe(each, pattern)
-        for record in found:
-            more = getattr(record, "paper", "") or getattr(record, "traits", "")
-            add_row(table, record.name, record.title, record.summary + (f" [{more}]" * bool(more)))
         if found:
-            wide_console().print(table)
+            shown = _methods_table(found) if kind == "methods" else _short_table(each, found)
+            wide_console().print(shown)
             print()
         elif kind:
             raise unknown(f"{kind[:-1]} pattern", pattern, registry.names(kind))
 
 
+def _short_table(kind: str, records: Sequence[Any]) -> Table:
+    """A row for each record, with a method's paper or a prior's traits."""
+    table = new_table("name", "title", "summary", title=kind)
+    for record in records:
+        more = getattr(record, "paper", "") or getattr(record, "traits", "")
+        add_row(table, record.name, record.title, record.summary + (f" [{more}]" * bool(more)))
+    return table
+
+
+def _methods_table(records: Sequence[Method | registry.Broken]) -> Table:
+    """A row for every fact about each method."""
+    table = new_table("name", "", "", title="methods")
+    for record in records:
+        add_row(table, record.name, "", f"{record.title}: {record.summary}")
+        if not isinstance(record, registry.Broken):
+            for label, text in _facts(record).items():
+                add_row(table, "", label, text)
+    return table
+
+
+def _facts(method: Method) -> dict[str, str]:
+    """What a method says of itself beside its summary, and what is searched for it."""
+    iteration, _, fit = method.cost.partition("; ")
+    said = {
+        "paper": method.paper,
+        "fixed point": method.fixed_point,
+        "iteration": iteration,
+        "fit": fit,
+    }
+    return {label: text for label, text in said.items() if text} | {"searched": _searched(method)}
+
+
+def _searched(method: Method) -> str:
+    """Names of the searched parameters, the solver's own as one."""
+    from dipa_bench.parameters import declared
+
+    paths = [item.path for item in declared(method.parameters, "red-fista") if item.search]
+    own = [path for path in paths if not path.startswith(SOLVER)]
+    return ", ".join([f"{SOLVER}*"] * (len(own) < len(paths)) + own) or "nothing"
+
+
 def show_diagnosis(
     task: str | None, config: str | None, preset: str | None, device: str, sets: Sequence[str]
 ) -> None:
-    """Prints spectra and reference PSNRs of a task."""
+    """Prints spectra, reference PSNRs and the bound of the prior of a task."""
     from dipa_bench import devices
     from dipa_bench.evaluation.diagnosis import diagnose
     from dipa_bench.learning.teachers import TeacherCache
@@ -91,7 +137,17 @@ def show_diagnosis(
     print()
     wide_console().print(references)
     print()
+    bound = found.denoiser
+    print(
+        f"prior D = {made.prior.name}: C(s), the largest |D(v) - v|^2 / (n s^2) on samples made "
+        f"from {bound.images} training images"
+    )
+    table = new_table(f"s ({bound.unit})", *(f"{strength:.3g}" for strength in bound.strengths))
+    add_row(table, "C(s) at least", *(f"{constant:.4g}" for constant in bound.constants))
+    wide_console().print(table)
+    print()
     print(found.sentence())
+    print(bound.sentence())
 
 
 def show_health(tracking_uri: str | None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dipa_bench import registry
 from dipa_bench.errors import UserError
+from dipa_bench.evaluation.denoiser_bound import DenoiserBound, denoiser_bound
 from dipa_bench.evaluation.evaluate import evaluate
 from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning import lmmse
@@ -55,11 +56,19 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Spectra of student and teachers, and reference PSNRs on the validation images (dB)."""
+    """What there is to know of a task.
+
+    Attributes:
+        spectra: of the student and the teachers.
+        references: name to PSNR on the validation images (dB).
+        images: how many of those there are.
+        denoiser: how bounded the prior is.
+    """
 
     spectra: list[Spectrum]
     references: dict[str, float]
     images: int
+    denoiser: DenoiserBound
 
     def sentence(self) -> str:
         """What follows for a preconditioner, in one or two sentences."""
@@ -79,7 +88,7 @@ class Diagnosis:
 
 @torch.no_grad()
 def diagnose(task: Task, teachers: TeacherCache) -> Diagnosis:
-    """Conditioning, null space and reference PSNRs of a task.
+    """Conditioning, null space, reference PSNRs and the prior's bound.
 
     Args:
         task: the task.
@@ -106,7 +115,7 @@ def diagnose(task: Task, teachers: TeacherCache) -> Diagnosis:
         )
         run = solver.run(task.measure(images, label), task.teacher(label), Identity())
         references[f"teacher {axis} {label:g}, tuned"] = _mean_psnr(run.estimate, truth)
-    return Diagnosis(spectra, references, len(images))
+    return Diagnosis(spectra, references, len(images), denoiser_bound(task))
 
 
 def _mean_psnr(estimate: Tensor, truth: Tensor) -> float:

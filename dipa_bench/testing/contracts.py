@@ -20,7 +20,7 @@ from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.priors import user
 from dipa_bench.priors.base import Prior
 from dipa_bench.tasks.base import Task
-from dipa_bench.testing.problems import small_task
+from dipa_bench.testing.problems import small_task, wide_task
 
 SHAPES = [(1, 16, 16), (1, 12, 20)]
 
@@ -216,10 +216,15 @@ class PriorContract:
 
 
 class MethodContract:
-    """Subclass and set `name` to a registered method."""
+    """Subclass and set `name` to a registered method; `tasks` to the tasks it is tried on."""
 
     name: ClassVar[str]
-    tasks: ClassVar[tuple[str, ...]] = ("sr",)
+    tasks: ClassVar[tuple[str, ...]] = ("sr", "cs", "mri")
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Makes one test for each of the class's `tasks`."""
+        if "task_name" in metafunc.fixturenames:
+            metafunc.parametrize("task_name", type(self).tasks)
 
     @property
     def method(self) -> Method:
@@ -236,48 +241,63 @@ class MethodContract:
         )
         return method.fit(task, parameters.build(method.parameters, values), context)
 
-    def each_task(self, **settings: object) -> list[Task]:
-        made = [small_task(name, **settings) for name in self.tasks]
-        fitting = [task for task in made if self.method.unsuitable(task) is None]
-        if not fitting:
-            pytest.skip("applies to none of the tasks")
-        return fitting
+    def task(self, name: str, *, wide: bool = False, **settings: object) -> Task:
+        """A small task; the test is skipped where the method does not apply to it.
+
+        Args:
+            name: of the task.
+            wide: whether its images are wider than high.
+            settings: of `small_task`.
+        """
+        made = (wide_task if wide else small_task)(name, **settings)
+        reason = self.method.unsuitable(made)
+        if reason is not None:
+            pytest.skip(reason)
+        return made
 
     def test_describes_itself(self) -> None:
         method = self.method
         assert method.title and method.summary and method.operator and method.rule
 
-    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize("wide", [False, True], ids=["square", "wide"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])
     @pytest.mark.parametrize("solver", ["pnp-fista", "red-fista"])
-    def test_reconstructs(self, shape: tuple, solver: str) -> None:
-        for task in self.each_task(shape=shape, solver=solver):
+    def test_reconstructs(
+        self, task_name: str, solver: str, dtype: torch.dtype, wide: bool
+    ) -> None:
+        task = self.task(task_name, wide=wide, solver=solver, dtype=dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            reconstructor = self.fit(task, Path(folder))
+        found = evaluate(reconstructor, task, task.images.validation, record=True).check()
+        assert found.estimates.shape == task.images.validation.pixels.shape
+        assert len(found.curve_table(0)) >= len(found.images)
+        with torch.no_grad():
+            estimate = reconstructor.run(
+                task.measure(task.images.validation), task.student
+            ).estimate
+        assert estimate.dtype == dtype
+
+    def test_fit_is_deterministic(self, task_name: str) -> None:
+        task = self.task(task_name)
+        results = []
+        for _ in range(2):
             with tempfile.TemporaryDirectory() as folder:
                 reconstructor = self.fit(task, Path(folder))
-            found = evaluate(reconstructor, task, task.images.validation, record=True).check()
-            assert found.estimates.shape == task.images.validation.pixels.shape
-            assert len(found.curve_table(0)) >= len(found.images)
+            results.append(evaluate(reconstructor, task, task.images.validation).estimates)
+        assert torch.equal(*results)
 
-    def test_fit_is_deterministic(self) -> None:
-        for task in self.each_task():
-            results = []
-            for _ in range(2):
-                with tempfile.TemporaryDirectory() as folder:
-                    reconstructor = self.fit(task, Path(folder))
-                results.append(evaluate(reconstructor, task, task.images.validation).estimates)
-            assert torch.equal(*results)
+    def test_treats_each_image_by_itself(self, task_name: str) -> None:
+        task = self.task(task_name, dtype=torch.float64)
+        with tempfile.TemporaryDirectory() as folder:
+            reconstructor = self.fit(task, Path(folder))
+        measured = task.measure(task.images.validation)
+        with torch.no_grad():
+            whole = reconstructor.run(measured, task.student).estimate
+            alone = reconstructor.run(measured[1:2], task.student).estimate
+        torch.testing.assert_close(alone, whole[1:2])
 
-    def test_treats_each_image_by_itself(self) -> None:
-        for task in self.each_task(dtype=torch.float64):
-            with tempfile.TemporaryDirectory() as folder:
-                reconstructor = self.fit(task, Path(folder))
-            measured = task.measure(task.images.validation)
-            with torch.no_grad():
-                whole = reconstructor.run(measured, task.student).estimate
-                alone = reconstructor.run(measured[1:2], task.student).estimate
-            torch.testing.assert_close(alone, whole[1:2])
-
-    def test_published_settings_are_valid(self) -> None:
-        for task in self.each_task():
-            method = self.method
-            values = parameters.defaults(method.parameters, task.solver, task)
-            parameters.build(method.parameters, values | method.published(task))
+    def test_published_settings_are_valid(self, task_name: str) -> None:
+        task = self.task(task_name)
+        method = self.method
+        values = parameters.defaults(method.parameters, task.solver, task)
+        parameters.build(method.parameters, values | method.published(task))

@@ -10,10 +10,13 @@ from torch import Tensor
 from dipa_bench import registry
 from dipa_bench.data.images import ImageSet, Splits
 from dipa_bench.data.signals import COMPLEX
+from dipa_bench.errors import UserError
 from dipa_bench.parameters import build
 from dipa_bench.priors.base import SIGMA, Prior
 from dipa_bench.priors.complex import on_complex
 from dipa_bench.tasks.base import Geometry, Task
+
+WIDE = ((1, 12, 20), (1, 16, 32))
 
 
 def smoothing_prior() -> Prior:
@@ -79,3 +82,22 @@ def small_task(
         dtype=dtype,
         **settings,
     )
+
+
+def wide_task(name: str = "sr", **settings: Any) -> Task:
+    """`small_task` with images wider than high, their sides no powers of two where it takes them.
+
+    Args:
+        name: of the task.
+        settings: of `small_task`, without its shape.
+
+    Raises:
+        UserError: the task refuses all of `WIDE`.
+    """
+    *others, last = WIDE
+    for shape in others:
+        try:
+            return small_task(name, shape, **settings)
+        except UserError:
+            continue
+    return small_task(name, last, **settings)

@@ -64,6 +64,46 @@ def test_list_of_a_kind_and_a_pattern(call) -> None:
     assert "did you mean 'methods'?" in call("list", "method").line
 
 
+def test_list_of_methods_says_all(call) -> None:
+    """Paper, fixed point, cost and searched parameters; nothing is cut at 120 columns."""
+    done = call("list", "methods", "*i*")
+    lines = [line.rstrip() for line in done.out.splitlines()]
+    assert max(map(len, lines)) <= 120
+    assert "…" not in done.out
+
+    def facts(name: str) -> dict[str, str]:
+        start = next(place for place, line in enumerate(lines) if line.startswith(f"{name} "))
+        found, label = {}, ""
+        for line in [lines[start].replace(name, " " * len(name), 1), *lines[start + 1 :]]:
+            if not line.startswith(" "):
+                break
+            first, _, rest = line.strip().partition("  ")
+            label, text = (first, rest) if rest else (label, first)
+            found[label] = f"{found.get(label, '')} {text.strip()}".strip()
+        return found
+
+    circulant = facts("circulant")
+    assert circulant[""].startswith("Circulant: P = F* (d + mu)^-1 F")
+    assert circulant["paper"].endswith("SIAM J. Sci. Stat. Comput. 9, 1988")
+    assert circulant["fixed point"] == "another: the data term is re-weighted by P"
+    assert circulant["iteration"] == "2 operator calls, 1 denoiser call, 2 Fourier transforms"
+    assert circulant["fit"].startswith("130 operator calls, and 200 more")
+    assert circulant["searched"] == "solve.*, mu"
+    assert facts("bicubic")["searched"] == "nothing"
+    assert facts("identity")["searched"] == "solve.*"
+    assert set(facts("barzilai-borwein")) == {
+        *("", "paper", "fixed point", "iteration", "searched")
+    }
+
+
+def test_a_broken_method_is_listed_with_its_reason(call, monkeypatch) -> None:
+    from dipa_bench import registry
+
+    broken = registry.Broken("absent", "its package is gone")
+    monkeypatch.setattr(registry, "describe", lambda kind, pattern: [broken])
+    assert "(cannot be loaded): its package is gone" in call("list", "methods").out
+
+
 def test_doctor(call, work: Path) -> None:
     done = call("doctor")
     assert (done.code, done.err) == (0, "")
@@ -127,3 +167,7 @@ def test_diagnose(call, work: Path, small) -> None:
     assert rows["student"][1:3] == ["16", "256"]
     assert float(rows["bicubic"][1]) > float(rows["adjoint"][1])
     assert "condition number" in done.out
+    strengths, constants = rows["s"][2:], rows["C(s)"][3:]
+    assert len(strengths) == len(constants) > 3
+    assert all(float(text) > 0 for text in strengths + constants)
+    assert "(Assumption 1)" in done.out

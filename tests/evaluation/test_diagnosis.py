@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dipa_bench.evaluation import diagnosis
+from dipa_bench.evaluation.denoiser_bound import denoiser_bound
 from dipa_bench.evaluation.diagnosis import diagnose
 from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning import lmmse
@@ -79,6 +80,11 @@ def test_large_operators_have_no_full_spectrum(task, tmp_path, monkeypatch):
     assert student.rank is student.condition is student.null_energy is None
     assert student.largest == pytest.approx(task.largest())
     assert "smaller size" in found.sentence()
+
+
+def test_the_bound_is_the_priors(task, found):
+    """That of the task's own prior."""
+    assert found.denoiser == denoiser_bound(task)
 
 
 def test_the_sentence_gives_the_figures(found):
