@@ -1,19 +1,29 @@
 """`lmmse` and `lmmse-preconditioner`: what second moments of the training images alone can do.
 
 Both are closed forms, fitted in seconds without unrolling: a trained P has to beat them.
+
+The preconditioner's covariance is dense, for small images, or structured, for all
+(`baselines.lmmse_structured`).
+
+Fixed point: not that of the unpreconditioned algorithm, P weighs the data term anew. Cost of an
+iteration: two applications of A or A^T and one of D; dense a product with an n x n matrix, a
+structured covariance 2 N applications of A or A^T for N conjugate gradients. The map has no
+iterations.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from baselines import lmmse_structured
 from dipa_bench.data.signals import is_complex
 from dipa_bench.errors import UserError
-from dipa_bench.learning.lmmse import quarter_turns
+from dipa_bench.learning.lmmse import quarter_turns, unavailable
 from dipa_bench.methods import (
     Direct,
     FitContext,
@@ -26,15 +36,12 @@ from dipa_bench.methods import (
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Dense
 from dipa_bench.solvers import SolveParameters
-from dipa_bench.tasks.base import Task
+from dipa_bench.tasks.base import DENSE_UP_TO, Task
 from dipa_bench.tasks.spectrum import matrix
-
-LARGEST = 4096  # numbers in an image: P and two more matrices of that side in float64, 400 MB
-FLOOR = 1e-6  # of the mean variance of a pixel, added to the covariance that images do not fill
 
 
 class LMMSEPreconditionerParameters(Parameters):
-    """The weight of the images' covariance, beside the solver's own."""
+    """The images' covariance and its weight, beside the solver's own."""
 
     solve: SolveParameters = SolveParameters(start="zero")
     damping: Annotated[
@@ -42,6 +49,11 @@ class LMMSEPreconditionerParameters(Parameters):
         Field(gt=0, description="epsilon, relative to lambda_max(A^T A) times a pixel's variance"),
         Search(1e-5, 1.0, log=True),
     ] = 1e-2
+    covariance: Annotated[
+        Literal["dense", "stationary", "kronecker"] | None,
+        Field(description="C: any (small images alone), diagonal in Fourier space, or separable"),
+        Search(ask="covariance"),
+    ] = None
 
 
 class MomentPreconditioner(Dense):
@@ -66,7 +78,7 @@ class MomentPreconditioner(Dense):
         values, vectors = torch.linalg.eigh(inner)
         basis = root @ vectors
         self.largest = (values[-1] / (values[-1] + epsilon)).item()
-        self.matrix.data = (basis / (values.clamp_min(0) + epsilon)) @ basis.T
+        self.matrix.data = ((basis / (values.clamp_min(0) + epsilon)) @ basis.T)[None]
         self.requires_grad_(False)
 
     def spectral_bound(self, largest: float) -> float:
@@ -81,34 +93,47 @@ def covariance(task: Task, images: Tensor) -> Tensor:
     flat = images.double().flatten(1)
     flat = flat - flat.mean(0)
     found = flat.T @ flat / len(flat)
-    found.diagonal().add_(FLOOR * found.diagonal().mean())
+    found.diagonal().add_(lmmse_structured.FLOOR * found.diagonal().mean())
     return found
 
 
 def fit_preconditioner(
     task: Task, parameters: LMMSEPreconditionerParameters, context: FitContext
 ) -> Iterative:
-    """P from the training images' second moments, in one eigendecomposition.
+    """P from the training images' second moments, without iterations over them.
 
     Raises:
-        UserError: images too large for dense matrices.
+        UserError: a dense covariance of images that are too large for it.
     """
-    if reason := too_large(task):
-        raise UserError(reason)
+    kind = parameters.covariance or task.setting("covariance").default
+    if kind == "dense" and (reason := too_large(task)):
+        raise UserError(f"{reason}: set covariance=stationary, or lower problem.size")
     images = task.pixels(task.images.train.first(context.budget.train_images))
-    moments = covariance(task, images)
-    dense = matrix(task.student, task.shape, images).double()
-    epsilon = parameters.damping * task.largest() * moments.diagonal().mean().item()
-    operator = MomentPreconditioner(moments, dense.T @ dense, epsilon, task.shape)
+    if kind == "dense":
+        operator = dense(task, images, parameters.damping)
+    else:
+        operator = lmmse_structured.build(task, images, kind, parameters.damping)
+        context.notes["inner_iterations"] = operator.iterations
     return context.reconstructor(task, parameters.solve, operator)
+
+
+@torch.no_grad()
+def dense(task: Task, images: Tensor, damping: float) -> MomentPreconditioner:
+    """P from the dense covariance of N x C x H x W images, in one eigendecomposition."""
+    moments = covariance(task, images)
+    operator = matrix(task.student, task.shape, images).double()
+    epsilon = damping * task.largest() * moments.diagonal().mean().item()
+    return MomentPreconditioner(moments, operator.T @ operator, epsilon, task.shape)
 
 
 def too_large(task: Task) -> str | None:
     """Why dense second moments cannot be had, or None."""
-    numbers = task.shape[0] * task.shape[1] * task.shape[2]
-    if numbers <= LARGEST:
+    numbers = math.prod(task.shape)
+    if numbers <= DENSE_UP_TO:
         return None
-    return f"dense second moments of {numbers} numbers an image are too large (at most {LARGEST})"
+    return (
+        f"dense second moments of {numbers} numbers an image are too large (at most {DENSE_UP_TO})"
+    )
 
 
 def published_preconditioner(task: Task) -> dict[str, Value]:
@@ -124,17 +149,27 @@ def fit_map(task: Task, parameters: NoParameters, context: FitContext) -> Direct
     return Direct(lambda measurement, physics: found(measurement))
 
 
+def without_map(task: Task) -> str | None:
+    """Why there is no LMMSE map, or None."""
+    reason = unavailable(task)
+    return reason and f"{reason}: lower problem.size, or leave this row out"
+
+
 METHOD = Method(
     name="lmmse-preconditioner",
     title="LMMSE preconditioner",
-    summary="P = (A^T A + eps C^-1)^-1 with the training images' covariance C; no unrolling",
-    operator="dense",
-    rule="closed form",
+    summary="P = (A^T A + eps C^-1)^-1, C the training images' covariance: any or structured",
+    operator="covariance",
+    rule="closed-form",
     learned=True,
+    fixed_point="another: P re-weights the data term",
+    cost=(
+        "2 operator calls, 1 denoiser call, one n x n product (structured covariances: 2 calls "
+        "more for each of at most 100 conjugate gradients)"
+    ),
     parameters=LMMSEPreconditionerParameters,
     fit=fit_preconditioner,
     published=published_preconditioner,
-    skip=too_large,
 )
 
 MAP = Method(
@@ -142,9 +177,12 @@ MAP = Method(
     title="LMMSE map (control)",
     summary="one affine least-squares map from measurements to images; no iteration, no prior",
     operator="none",
-    rule="closed form",
+    rule="closed-form",
     learned=True,
+    fixed_point="none: no iterations",
+    cost="one matrix product with the measurement, without operator or denoiser calls",
     parameters=NoParameters,
     fit=fit_map,
     published=nothing_published,
+    skip=without_map,
 )

@@ -50,8 +50,9 @@ def fit(task: Task) -> LMMSE:
     Raises:
         UserError: the measurements are complex numbers, or too many for a dense covariance.
     """
+    if reason := unavailable(task):
+        raise UserError(f"{reason}: use another start")
     images = task.pixels(task.images.train)
-    _check(task, images[:1])
     validation = task.images.validation
     truth, observed = task.pixels(validation), task.measure(validation)
 
@@ -69,14 +70,15 @@ def quarter_turns(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _check(task: Task, image: Tensor) -> None:
-    """Raises `UserError` where no dense covariance of the measurements can be had."""
-    measured = task.student.A(image)
-    if measured.is_complex() or measured[0].numel() > LARGEST:
-        raise UserError(
-            f"the LMMSE map needs real measurements, at most {LARGEST} per image (here "
-            f"{measured[0].numel()}): use another start"
-        )
+def unavailable(task: Task) -> str | None:
+    """Why no dense covariance of the measurements can be had, or None."""
+    measured = task.student.A(task.pixels(task.images.train.first(1)))
+    if not measured.is_complex() and measured[0].numel() <= LARGEST:
+        return None
+    return (
+        f"the LMMSE map needs real measurements, at most {LARGEST} per image (here "
+        f"{measured[0].numel()}{' complex' if measured.is_complex() else ''})"
+    )
 
 
 @torch.no_grad()

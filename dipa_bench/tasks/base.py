@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +19,8 @@ from dipa_bench.errors import unknown
 from dipa_bench.parameters import Parameters, Search, Setting, Value
 from dipa_bench.priors.base import Prior
 from dipa_bench.tasks.spectrum import largest_eigenvalue
+
+DENSE_UP_TO = 4096  # numbers in an image: three matrices of that side in float64, 400 MB
 
 
 @dataclass(frozen=True)
@@ -225,12 +228,19 @@ class Task:
         return clean + self.noise * where_measured(physics, noise.to(self.device))
 
     def setting(self, name: str) -> Setting:
-        """Ranges that depend on the task: ``strength`` of its prior, ``teacher`` labels."""
+        """Ranges that depend on the task.
+
+        They are the ``strength`` of its prior, its ``teacher`` labels, and the kinds of
+        ``covariance`` that images of its size can have.
+        """
         if name == "strength":
             return self.prior.strength.setting()
         if name == "teacher":
             middle = self.labels[len(self.labels) // 2]
             return Setting(middle, Search(choices=self.labels))
+        if name == "covariance":
+            dense = ("dense",) if math.prod(self.shape) <= DENSE_UP_TO else ()
+            return Setting("stationary", Search(choices=(*dense, "stationary", "kronecker")))
         raise KeyError(name)
 
     def published_solve(self) -> dict[str, Value]:
