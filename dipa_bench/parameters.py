@@ -14,11 +14,12 @@ search space, ``--set``, the checks on study files and MLflow's params all come 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from dipa_bench.errors import UserError, unknown
@@ -33,6 +34,9 @@ class Parameters(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, strict=True
     )
+
+
+Model = TypeVar("Model", bound=Parameters)
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,22 @@ def space(model: type[Parameters], solver: str, ranges: Ranges) -> dict[str, Sea
 def integers(model: type[Parameters]) -> set[str]:
     """Names of the parameters that hold whole numbers only."""
     return {item.path for item in declared(model, "red-fista") if item.integer}
+
+
+def frozen(model: type[Model], **values: Value) -> type[Model]:
+    """A model whose named fields have other defaults and are no longer searched.
+
+    Args:
+        model: of parameters.
+        values: field names to defaults; their bounds stay.
+    """
+    fields = {}
+    for name, value in values.items():
+        field = copy(model.model_fields[name])
+        field.metadata = [item for item in field.metadata if not isinstance(item, Search)]
+        field.default = value
+        fields[name] = (field.annotation, field)
+    return create_model(model.__name__, __base__=model, **fields)
 
 
 def build(model: type[Parameters], values: Mapping[str, Value]) -> Any:

@@ -1,4 +1,4 @@
-"""One registry over entry points: tasks, methods, priors and datasets, ours and strangers' alike.
+"""One registry over entry points: tasks, methods and their operators and rules, priors, datasets.
 
 A package adds to it in its own ``pyproject.toml``::
 
@@ -6,12 +6,14 @@ A package adds to it in its own ``pyproject.toml``::
     my-method = "my_package.my_module:METHOD"
 
 Every entry resolves to a frozen record with ``name``, ``title`` and ``summary``; the entry point's
-name and the record's must agree.
+name and the record's must agree. An operator and a rule that are registered make the method
+OPERATOR+RULE, e.g. ``dense+greedy``, which needs no entry of its own.
 """
 
 from __future__ import annotations
 
 import fnmatch
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -19,7 +21,8 @@ from typing import Any
 
 from dipa_bench.errors import UserError, brief, unknown
 
-KINDS = ("tasks", "methods", "priors", "datasets")
+KINDS = ("tasks", "methods", "operators", "rules", "priors", "datasets")
+JOINT = "+"  # a method OPERATOR+RULE is made of the two
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,12 @@ def _entries(kind: str) -> dict[str, EntryPoint]:
 
 
 def names(kind: str, pattern: str = "*") -> list[str]:
-    """Names of everything registered as `kind` that match a shell pattern such as ``ndipa/*``."""
-    return sorted(name for name in _entries(kind) if fnmatch.fnmatchcase(name, pattern))
+    """Names of everything registered as `kind` that match a shell pattern such as ``ndipa/*``.
+
+    A pattern of methods with a ``+`` is matched with all pairs of operator and rule that fit.
+    """
+    known = _cells() if kind == "methods" and JOINT in pattern else _entries(kind)
+    return sorted(name for name in known if fnmatch.fnmatchcase(name, pattern))
 
 
 def get(kind: str, name: str) -> Any:
@@ -59,6 +66,9 @@ def get(kind: str, name: str) -> Any:
         UserError: no such name (the message has the nearest one), or its package does not load.
     """
     entry = _entries(kind).get(name)
+    if entry is None and kind == "methods" and JOINT in name:
+        operator, rule = name.split(JOINT, 1)
+        return get("rules", rule).method(get("operators", operator))
     if entry is None:
         raise unknown(kind[:-1], name, _entries(kind))
     try:
@@ -74,6 +84,21 @@ def get(kind: str, name: str) -> Any:
             f"{getattr(record, 'name', None)!r}: the two names must agree"
         )
     return record
+
+
+@cache
+def _cells() -> tuple[str, ...]:
+    """Names of all methods OPERATOR+RULE; a broken operator or rule has none."""
+    operators, rules = (
+        [record for record in describe(kind) if not isinstance(record, Broken)]
+        for kind in ("operators", "rules")
+    )
+    found = []
+    for operator in operators:
+        with suppress(Exception):  # a stranger's operator may fail in any way
+            fitting = [rule.name for rule in rules if rule.refuses(operator) is None]
+            found += [f"{operator.name}{JOINT}{rule}" for rule in fitting]
+    return tuple(found)
 
 
 def describe(kind: str, pattern: str = "*") -> list[Any]:

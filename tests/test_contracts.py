@@ -7,16 +7,12 @@ import torch
 
 from baselines import backprojection, circulant, nystrom
 from baselines.barzilai_borwein import RULES, BarzilaiBorwein
-from baselines.convolutional import Convolutional
-from baselines.full_linear import FullLinear
 from baselines.hessian import InverseHessian
-from baselines.pointwise import Pointwise
 from baselines.polynomial import PolynomialParameters, build
-from baselines.scalar import ScalarSteps
 from baselines.sr1 import SR1
 from dipa_bench import registry
 from dipa_bench.errors import UserError
-from dipa_bench.preconditioners import Dense, Identity
+from dipa_bench.preconditioners import Identity
 from dipa_bench.testing import MethodContract, PreconditionerContract, PriorContract
 
 
@@ -43,37 +39,21 @@ class TestPolynomial(PreconditionerContract):
         return build(task, PolynomialParameters(family=self.family, degree=self.degree))
 
 
-class TestScalarSteps(PreconditionerContract):
+@pytest.mark.parametrize("name", registry.names("operators"))
+class TestLearnedOperators(PreconditionerContract):
+    """Two entries each, away from the identity."""
+
+    @pytest.fixture(autouse=True)
+    def _named(self, name):
+        self.spec = registry.get("operators", name)
+
     def make(self, task):
-        operator = ScalarSteps(2)
-        operator.steps.copy_(torch.tensor([0.5, 2.0]))
-        return operator
-
-
-def disturbed(stored):
-    """Random operators of different iterations, away from the identity."""
-    generator = torch.Generator().manual_seed(1)
-    stored.add_(0.1 * torch.randn(stored.shape, generator=generator))
-
-
-class TestPointwise(PreconditionerContract):
-    def make(self, task):
-        operator = Pointwise(2, task.shape)
-        disturbed(operator.factors)
-        return operator
-
-
-class TestConvolutional(PreconditionerContract):
-    def make(self, task):
-        operator = Convolutional(2, 5)
-        disturbed(operator.kernels)
-        return operator
-
-
-class TestFullLinear(PreconditionerContract):
-    def make(self, task):
-        operator = FullLinear(2, task.shape)
-        disturbed(operator.matrices)
+        if reason := self.spec.obstacle(task.shape):
+            pytest.skip(reason)
+        operator = self.spec.build(task.shape, self.spec.parameters(), 2).requires_grad_(False)
+        generator = torch.Generator().manual_seed(1)
+        for part in operator.parameters():
+            part.add_(0.1 * torch.randn(part.shape, generator=generator))
         return operator
 
 
@@ -105,15 +85,6 @@ class TestBarzilaiBorwein(PreconditionerContract):
 class TestSR1(PreconditionerContract):
     def make(self, task):
         return SR1(2e-6, task.largest())
-
-
-class TestDense(PreconditionerContract):
-    def make(self, task):
-        operator = Dense(task.shape)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            operator.matrix.add_(0.1 * torch.randn(operator.matrix.shape, generator=generator))
-        return operator
 
 
 @pytest.mark.parametrize("name", registry.names("methods"))

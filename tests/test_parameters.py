@@ -13,6 +13,7 @@ from dipa_bench.parameters import (
     build,
     declared,
     defaults,
+    frozen,
     space,
 )
 from dipa_bench.solvers import SolveParameters
@@ -96,6 +97,40 @@ def test_every_default_lies_in_its_search_range():
             for path, search in space(model, solver, task).items():
                 assert search.admits(flat[path]), (name, path)
             build(model, flat)
+
+
+def test_every_pairs_default_lies_in_its_search_range():
+    """Of every operator with every rule; what is searched there a published point can freeze."""
+    from dipa_bench import registry
+    from dipa_bench.testing.problems import small_task
+
+    for solver in ("pnp-fista", "red-fista"):
+        task = small_task(solver=solver)
+        for name in registry.names("methods", "*+*"):
+            method = registry.get("methods", name)
+            flat = defaults(method.parameters, solver, task)
+            found = method.narrow(task, space(method.parameters, solver, task))
+            assert set(found) <= set(flat), name
+            for path, search in found.items():
+                assert search.admits(flat[path]), (name, path)
+            build(method.parameters, flat)
+            build(method.parameters, flat | method.published(task))
+
+
+def test_frozen_fields_keep_their_bounds():
+    """Another default, no search, the same checks; the first model is as it was."""
+    made = frozen(Model, rate=0.4)
+    assert "rate" not in space(made, "pnp-fista", Ranges())
+    assert defaults(made, "pnp-fista", Ranges())["rate"] == 0.4
+    assert made().rate == 0.4
+    assert isinstance(made(), Model)
+    with pytest.raises(UserError, match=r"rate = 1\.5"):
+        build(made, {"rate": 1.5})
+    assert build(made, {"rate": 0.3}).rate == 0.3
+    assert space(Model, "pnp-fista", Ranges())["rate"] == Search(0.1, 0.5, log=True)
+    assert defaults(Model, "pnp-fista", Ranges())["rate"] == 0.2
+    with pytest.raises(KeyError):
+        frozen(Model, rat=0.4)
 
 
 @pytest.mark.parametrize(

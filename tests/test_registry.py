@@ -112,3 +112,67 @@ def test_ours_are_all_sound():
     assert {"adjoint", "bicubic", "hessian", "identity", "ldipa", "scalar"} <= set(
         registry.names("methods")
     )
+
+
+def test_pairs_of_operator_and_rule_are_methods():
+    """Listed by a pattern with a plus only; each loads under its name."""
+    assert not [name for name in registry.names("methods") if "+" in name]
+    cells = registry.names("methods", "*+*")
+    operators, rules = registry.names("operators"), registry.names("rules")
+    assert set(cells) <= {f"{operator}+{rule}" for operator in operators for rule in rules}
+    assert registry.names("methods", "dense+*") == [f"dense+{rule}" for rule in rules]
+    assert "kronecker+greedy" not in cells
+    for name in cells:
+        record = registry.get("methods", name)
+        assert (record.name, record.operator) == (name, name.split("+")[0])
+        assert record.title
+        assert record.summary
+        assert record.cost
+        assert record.fixed_point
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dens+greedy", "unknown operator 'dens': did you mean 'dense'"),
+        ("dense+gredy", "unknown rule 'gredy': did you mean 'greedy'"),
+        ("dense+distilled+r", "unknown rule 'distilled\\+r': did you mean 'distilled-r'"),
+        ("dense+", "unknown rule ''"),
+        ("+greedy", "unknown operator ''"),
+        ("kronecker+greedy", "'greedy' needs.*linear in its numbers; 'kronecker' is not"),
+    ],
+)
+def test_pairs_that_are_none(name, message):
+    """One line that names the nearest, or why the two do not fit."""
+    with pytest.raises(UserError, match=message) as caught:
+        registry.get("methods", name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("failure", ["UserError('needs 32 pixels')", "RuntimeError('x')"])
+def test_an_operator_that_cannot_be_built_costs_its_own_pairs_alone(monkeypatch, tmp_path, failure):
+    """A stranger's record loads, but its `build` fails: all others stay in the list."""
+    (tmp_path / "unbuilt.py").write_text(
+        "from dipa_bench.errors import UserError\n"
+        "from dipa_bench.preconditioners import OperatorSpec\n"
+        f"def fail(shape, parameters, copies): raise {failure}\n"
+        "SPEC = OperatorSpec('unbuilt', 'T', 's', fail)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    real = registry.entry_points
+    mine = EntryPoint("unbuilt", "unbuilt:SPEC", "dipa_bench.operators")
+
+    def with_mine(group):
+        return [*real(group=group), *([mine] if group == mine.group else [])]
+
+    before = registry.names("methods", "*+*")
+    monkeypatch.setattr(registry, "entry_points", with_mine)
+    try:
+        registry._entries.cache_clear()
+        registry._cells.cache_clear()
+        assert "unbuilt" in registry.names("operators")
+        assert set(before) <= set(registry.names("methods", "*+*"))
+    finally:
+        monkeypatch.undo()
+        registry._entries.cache_clear()
+        registry._cells.cache_clear()

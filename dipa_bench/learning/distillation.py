@@ -1,26 +1,39 @@
-"""DIPA: a student's operator learned from a teacher's reconstructions and gradients."""
+"""DIPA: a student's operator learned from a teacher's reconstructions and gradients.
+
+The trained rules differ in their loss alone: `supervised` (L_sup), `imitated` (L_imit) and
+`distilled` (L_grad + L_imit), each without R(P) and, with ``-r``, with it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, create_model
 from torch import Tensor
 
-from dipa_bench import devices
 from dipa_bench.learning import losses
+from dipa_bench.learning.initial import FREE, Initial, initialise, obstacle
+from dipa_bench.learning.rules import Maker, RuleSpec
+from dipa_bench.learning.strategies import GradientParameters, Unrolled, describe, unroll
 from dipa_bench.learning.teachers import Targets
 from dipa_bench.learning.unrolling import Batch, TrainParameters, train
 from dipa_bench.methods import FitContext, Iterative, Method
-from dipa_bench.parameters import Parameters, Search, Value
-from dipa_bench.preconditioners import Dense
+from dipa_bench.parameters import Parameters, Search, Value, frozen
+from dipa_bench.preconditioners import OperatorSpec, State
+from dipa_bench.preconditioners.spec import (
+    BLOCK_CIRCULANT,
+    DENSE,
+    KRONECKER,
+    LOW_RANK,
+    SYMMETRIC,
+)
 from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
 
-COPIES = 5  # of P while it is trained: itself, its gradient, Adam's two moments, the best so far
+HELD = 5  # copies while training: the numbers, their gradient, Adam's two moments, the best so far
 PAPER = "DIPA, Gualdron-Hurtado et al. 2026, arXiv 2605.15456"
 
 
@@ -42,6 +55,13 @@ class DistillParameters(Parameters):
         Field(ge=0, description="weight of L_grad; the published 1 drowns a mean over pixels"),
         Search(1e-4, 1.0, log=True),
     ] = 1e-3
+    alignment: Annotated[
+        Literal["end", "along"],
+        Field(
+            description="L_grad at the two final reconstructions (end), or as the mean over the "
+            "iterations that carry gradients (along)"
+        ),
+    ] = "end"
     weight_target: Annotated[float, Field(ge=0, description="weight of L_imit or L_sup")] = 1.0
     weight_mismatch: Annotated[
         float,
@@ -50,135 +70,267 @@ class DistillParameters(Parameters):
     ] = 1e-3
 
 
-class LDIPAParameters(Parameters):
-    """L-DIPA: trained inside the very algorithm that will use it, so solver settings are shared."""
+class OperatorTrainParameters(TrainParameters):
+    """How a linear operator is trained: the optimiser's, and what it starts from."""
+
+    initial: Annotated[
+        Initial,
+        Field(
+            description="P before training: identity; scaled (s I of least R); mismatch (least R); "
+            "lmmse (least squares to the truth); greedy"
+        ),
+        Search(choices=("identity", "mismatch", "lmmse")),
+    ] = "lmmse"
+    operators: Annotated[
+        Literal["one", "each"], Field(description="one P for all iterations, or one for each")
+    ] = "one"
+
+
+class TrainedParameters(Parameters):
+    """P is trained inside the very algorithm that will use it, so solver settings are shared."""
 
     solve: SolveParameters = SolveParameters()
-    channels: Annotated[
-        Literal["shared", "joint"],
-        Field(description="of complex or colour images: one matrix for each channel, or over all"),
-    ] = "shared"
-    train: TrainParameters = TrainParameters()
+    train: OperatorTrainParameters = OperatorTrainParameters()
+    gradient: GradientParameters = GradientParameters()
     distill: DistillParameters = DistillParameters()
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """What R(P) compares, for every training image x.
+
+    Attributes:
+        student: A_s^T A_s x, N x C x H x W.
+        teacher: A_t^T A_t x.
+        step: the teacher's absolute step alpha_t.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    step: float
 
 
 def distillation_loss(
     reconstructor: Iterative,
-    targets: Targets,
-    normals: tuple[Tensor, Tensor] | None,
+    targets: Targets | None,
+    mismatch: Mismatch | None,
     parameters: DistillParameters,
+    gradient: GradientParameters,
     task: Task,
 ) -> Callable[[Batch], Tensor]:
     """The loss w_grad L_grad + w_target (L_imit or L_sup) + lambda_R R(P) of one batch.
 
-    L_grad is taken at the two final reconstructions, with the last iteration's k.
+    L_grad with ``alignment=end`` is taken at the two final reconstructions, with the last
+    iteration's k. R is the mean over the operators, where there is one for each iteration.
 
     Args:
-        reconstructor: the student; gradients flow through all its iterations.
-        targets: of the teacher, for every training image; they carry no gradient.
-        normals: A_s^T A_s x and A_t^T A_t x of every training image, for R; None leaves R out.
+        reconstructor: the student.
+        targets: of the teacher, for every training image; they carry no gradient. None where
+            neither L_imit nor L_grad has a weight; with a path where ``alignment=along``.
+        mismatch: for R; None leaves it out.
         parameters: weights.
+        gradient: through which iterations gradients flow.
         task: gives the student's operator.
     """
     solver, operator = reconstructor.solver, reconstructor.preconditioner
-    physics = task.student
+    physics, last = task.student, reconstructor.solver.iterations - 1
+
+    def at_end(batch: Batch, run: Unrolled) -> Tensor:
+        state = State(last, run.estimate, run.estimate, batch.measurement, physics)
+        state = solver.linearise(state)
+        direction = operator(state.gradient, state)
+        return losses.gradient_alignment(direction, targets.gradients[batch.index])
+
+    def along(batch: Batch, run: Unrolled) -> Tensor:
+        path = targets.path[batch.index]
+        pairs = zip(run.directions, run.iterations, strict=True)
+        terms = [losses.gradient_alignment(made, path[:, k]) for made, k in pairs]
+        return torch.stack(terms).mean()
+
+    def regularisation(batch: Batch) -> Tensor:
+        student, teacher = mismatch.student[batch.index], mismatch.teacher[batch.index]
+        state = State(0, student, student, batch.measurement, physics)
+        terms = [
+            losses.operator_mismatch(
+                operator(student, replace(state, iteration=k)),
+                teacher,
+                solver.step_size,
+                mismatch.step,
+            )
+            for k in range(operator.copies)
+        ]
+        return torch.stack(terms).mean()
+
+    alignment = at_end if parameters.alignment == "end" else along
 
     def loss(batch: Batch) -> Tensor:
-        estimate = reconstructor.run(batch.measurement, physics).estimate
-        target = targets.estimates[batch.index] if parameters.target == "imit" else batch.truth
-        total = parameters.weight_target * losses.imitation(estimate, target)
-        if parameters.weight_gradient or normals:
-            final = replace(
-                solver.start(batch.measurement, physics, operator),
-                iteration=solver.iterations - 1,
-                iterate=estimate,
-                point=estimate,
-            )
-            final = solver.linearise(final)
+        run = unroll(solver, operator, batch.measurement, physics, gradient)
+        target = batch.truth if parameters.target == "sup" else targets.estimates[batch.index]
+        total = parameters.weight_target * losses.imitation(run.estimate, target)
         if parameters.weight_gradient:
-            direction = operator(final.gradient, final)
-            total = total + parameters.weight_gradient * losses.gradient_alignment(
-                direction, targets.gradients[batch.index]
-            )
-        if normals:
-            student, teacher = (normal[batch.index] for normal in normals)
-            total = total + parameters.weight_mismatch * losses.operator_mismatch(
-                operator(student, final), teacher, solver.step_size, targets.step
-            )
+            total = total + parameters.weight_gradient * alignment(batch, run)
+        if mismatch:
+            total = total + parameters.weight_mismatch * regularisation(batch)
         return total
 
     return loss
 
 
-def fit_ldipa(task: Task, parameters: LDIPAParameters, context: FitContext) -> Iterative:
-    """Learns a dense P by distillation.
+def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitContext) -> Iterative:
+    """Learns an operator by unrolling.
 
     Returns:
-        The solver with the P of the best epoch (epoch 0, the identity, included).
+        The solver with the P of the best epoch (epoch 0, the initial one, included).
     """
-    operator = Dense(task.shape, joint=parameters.channels == "joint")
+    distill = parameters.distill
+    operator = make(task.iterations if parameters.train.operators == "each" else 1)
     reconstructor = context.reconstructor(task, parameters.solve, operator)
+    label = task.setting("teacher").default if distill.teacher is None else distill.teacher
+    initial = parameters.train.initial
+    initialise(reconstructor, make, initial, parameters.solve, label, task, context)
     images = task.images.train.first(context.budget.train_images)
-    label = parameters.distill.teacher
-    published = parameters.solve.units == "absolute"
-    settings = (
-        context.teachers.published(task) if published else context.teachers.tuned(task, label)
-    )
-    targets = context.teachers.targets(task, label, images, settings)
-    context.notes |= {
-        "teacher.step": settings.step,
-        "teacher.strength": settings.strength,
-        "teacher.units": settings.units,
-    }
-    normals = None
-    if parameters.distill.weight_mismatch:
+    targets = mismatch = None
+    if distill.target == "imit" or distill.weight_gradient or distill.weight_mismatch:
+        settings = context.teachers.settings(task, label, parameters.solve.units)
+        context.notes |= {
+            "teacher.step": settings.step,
+            "teacher.strength": settings.strength,
+            "teacher.units": settings.units,
+        }
+        along = bool(distill.weight_gradient) and distill.alignment == "along"
+        targets = context.teachers.targets(task, label, images, settings, path=along)
+    if distill.weight_mismatch:
         with torch.no_grad():
             truth = task.pixels(images)
-            normals = tuple(
+            student, teacher = (
                 physics.A_adjoint(physics.A(truth))
                 for physics in (task.student, task.teacher(label))
             )
-    loss = distillation_loss(reconstructor, targets, normals, parameters.distill, task)
+        mismatch = Mismatch(student, teacher, targets.step)
+    loss = distillation_loss(reconstructor, targets, mismatch, distill, parameters.gradient, task)
+    context.notes |= {
+        "initial": initial,
+        "gradient_strategy": describe(parameters.gradient, task.iterations),
+    }
     train(reconstructor, loss, images, parameters.train, task, context)
     return reconstructor
 
 
-def published_ldipa(task: Task) -> dict[str, Value]:
+def published(task: Task) -> dict[str, Value]:
     """The paper's settings; its learning rates are lost, so the rate is ours."""
     return task.published_solve() | {
-        "distill.teacher": task.labels[-1],
-        "distill.target": "imit",
-        "distill.weight_gradient": 1.0,
-        "distill.weight_mismatch": 1e-3,
         "train.learning_rate": 1e-4,
+        "train.initial": "identity",
+        "train.operators": "one",
+        "gradient.strategy": "full",
     }
 
 
-def too_large(task: Task) -> str | None:
-    """Why a dense P cannot be trained for images of this size, or None."""
-    numbers = (task.shape[1] * task.shape[2]) ** 2
-    needed = COPIES * numbers * torch.finfo(task.dtype).bits // 8
-    free = devices.available_memory(task.device)
-    if needed <= free:
-        return None
-    return (
-        f"training a dense P of {numbers:,} numbers takes {needed / 2**30:,.0f} GiB, of which "
-        f"{free / 2**30:,.0f} are free: lower problem.size"
+def narrow(operator: OperatorSpec, task: Task, space: dict[str, Search]) -> dict[str, Search]:
+    """Leaves out the initial operators that cannot be had: for want of size, or of a teacher."""
+    if "train.initial" not in space or operator.obstacle(task.shape):
+        return space
+    choices = space["train.initial"].choices
+    if "distill.teacher" not in space:
+        choices = tuple(choice for choice in choices if choice != "mismatch")
+    if obstacle(operator.sample(task.shape), task):
+        choices = FREE if "distill.teacher" in space else FREE[:1]
+    return space | {"train.initial": Search(choices=choices)}
+
+
+def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
+    """A trained rule whose loss has the terms that `fixed` leaves.
+
+    Args:
+        name, summary: as in `RuleSpec`.
+        fixed: of `DistillParameters`: values that are no longer searched.
+    """
+    terms = frozen(DistillParameters, **fixed)
+    single = frozen(OperatorTrainParameters, initial="identity")  # all others differ in size alone
+
+    def parameters(operator: OperatorSpec) -> type[TrainedParameters]:
+        train = single if operator.name == "scalar" else OperatorTrainParameters
+        parts = {"train": (train, train()), "distill": (terms, terms())}
+        return create_model("TrainedParameters", __base__=TrainedParameters, **parts)
+
+    weights = {
+        f"distill.{term}": value
+        for term, value in {"weight_gradient": 1.0, "weight_mismatch": 1e-3}.items()
+        if term not in fixed
+    }
+
+    def paper(task: Task) -> dict[str, Value]:
+        teacher = {} if "teacher" in fixed else {"distill.teacher": task.labels[-1]}
+        return published(task) | weights | teacher
+
+    return RuleSpec(
+        name=name,
+        title=name.capitalize().replace("-r", ", with R"),
+        summary=summary,
+        parameters=parameters,
+        fit=fit,
+        published=paper,
+        cost="2 operator calls, 1 denoiser call; all iterations forwards and back for each image "
+        "and epoch",
+        paper=PAPER,
+        held=HELD,
+        stochastic=True,
+        unrolled=True,
+        narrow=narrow,
     )
 
 
-LDIPA = Method(
-    name="ldipa",
-    title="L-DIPA",
-    summary="dense P, distilled from a better-conditioned teacher by unrolling",
-    operator="dense",
-    rule="distilled",
-    learned=True,
-    stochastic=True,
-    unrolled=True,
-    paper=PAPER,
-    parameters=LDIPAParameters,
-    fit=fit_ldipa,
-    published=published_ldipa,
-    skip=too_large,
+NO_GRADIENT = {"weight_gradient": 0.0}
+NO_MISMATCH = {"weight_mismatch": 0.0}
+
+SUPERVISED = _rule(
+    "supervised",
+    "trained by unrolling towards the truth (L_sup)",
+    target="sup",
+    teacher=None,
+    **NO_GRADIENT,
+    **NO_MISMATCH,
 )
+SUPERVISED_R = _rule(
+    "supervised-r",
+    "trained by unrolling towards the truth (L_sup + R)",
+    target="sup",
+    **NO_GRADIENT,
+)
+IMITATED = _rule(
+    "imitated",
+    "trained by unrolling towards a teacher's reconstructions (L_imit)",
+    target="imit",
+    **NO_GRADIENT,
+    **NO_MISMATCH,
+)
+IMITATED_R = _rule(
+    "imitated-r",
+    "trained by unrolling towards a teacher's reconstructions (L_imit + R)",
+    target="imit",
+    **NO_GRADIENT,
+)
+DISTILLED = _rule(
+    "distilled",
+    "trained by unrolling towards a teacher's reconstructions and gradients (L_grad + L_imit)",
+    target="imit",
+    **NO_MISMATCH,
+)
+DISTILLED_R = _rule(
+    "distilled-r",
+    "trained by unrolling towards a teacher's reconstructions and gradients (L_grad + L_imit + R)",
+    target="imit",
+)
+
+
+def _ldipa(operator: OperatorSpec, name: str, title: str) -> Method:
+    """The cell of the rule ``distilled-r`` under the paper's name."""
+    summary = f"P = {operator.summary}, distilled from a better-conditioned teacher by unrolling"
+    return replace(DISTILLED_R.method(operator), name=name, title=title, summary=summary)
+
+
+LDIPA = _ldipa(DENSE, "ldipa", "L-DIPA")
+LDIPA_SYMMETRIC = _ldipa(SYMMETRIC, "ldipa-symmetric", "L-DIPA, symmetric")
+LDIPA_LOW_RANK = _ldipa(LOW_RANK, "ldipa-low-rank", "L-DIPA, low rank")
+LDIPA_KRONECKER = _ldipa(KRONECKER, "ldipa-kronecker", "L-DIPA, Kronecker")
+LDIPA_BLOCKS = _ldipa(BLOCK_CIRCULANT, "ldipa-block-circulant", "L-DIPA, block-circulant")

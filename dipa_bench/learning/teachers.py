@@ -39,11 +39,14 @@ class Targets:
         estimates: reconstructions x_t, N x C x H x W.
         gradients: A_t^T (A_t x_t - y_t) at them.
         step: the teacher's absolute step alpha_t.
+        path: gradients at the extrapolated points z_k, k = 0 ... K - 1, N x K x C x H x W, where
+            they were asked for.
     """
 
     estimates: Tensor
     gradients: Tensor
     step: float
+    path: Tensor | None = None
 
 
 class TeacherCache:
@@ -90,6 +93,16 @@ class TeacherCache:
         _write(path, lambda name: name.write_text(json.dumps(entry)))
         return found
 
+    def settings(self, task: Task, label: float, units: str) -> SolveParameters:
+        """What the teacher of a student runs with.
+
+        Args:
+            task: the task.
+            label: of the teacher.
+            units: of the student's steps: published settings where they are ``absolute``.
+        """
+        return self.published(task) if units == "absolute" else self.tuned(task, label)
+
     def published(self, task: Task) -> SolveParameters:
         """The paper's settings of a teacher: its own absolute step, all else as the student's."""
         values = task.published_solve() | {"solve.step": task.spec.published.teacher}
@@ -98,23 +111,40 @@ class TeacherCache:
         )
 
     def targets(
-        self, task: Task, label: float, images: ImageSet, settings: SolveParameters
+        self,
+        task: Task,
+        label: float,
+        images: ImageSet,
+        settings: SolveParameters,
+        *,
+        path: bool = False,
     ) -> Targets:
-        """The teacher's reconstructions of `images` from its own simulated measurements."""
+        """The teacher's reconstructions of `images` from its own simulated measurements.
+
+        Args:
+            task: the task.
+            label: of the teacher.
+            images: training images.
+            settings: of the teacher's solver.
+            path: whether the gradients of all iterations are wanted, beside the final one.
+        """
         solver = _solver(task, label, settings)
-        key = self._key(task, label, images, ["targets", settings.model_dump(mode="json")])
-        path = self._folder / f"targets-{key}.safetensors"
-        kept = _read_targets(path, (len(images), *task.shape))
+        values = ["path" if path else "targets", settings.model_dump(mode="json")]
+        place = self._folder / f"targets-{self._key(task, label, images, values)}.safetensors"
+        shapes = {name: (len(images), *task.shape) for name in ("estimates", "gradients")}
+        if path:
+            shapes["path"] = (len(images), task.iterations, *task.shape)
+        kept = _read_targets(place, shapes)
         if kept is None:
             started = time.perf_counter()
-            found = _reconstruct(task, label, images, solver)
+            found = _reconstruct(task, label, images, solver, path)
             entry = {"seconds": str(_since(started))}
-            _write(path, lambda name: save_file(found, name, metadata=entry))
+            _write(place, lambda name: save_file(found, name, metadata=entry))
         else:
             found, seconds = kept
             self.saved += seconds
         on_device = {name: part.to(task.device) for name, part in found.items()}
-        return Targets(on_device["estimates"], on_device["gradients"], float(solver.step_size))
+        return Targets(step=float(solver.step_size), **on_device)
 
     def _key(self, task: Task, label: float, images: ImageSet, values: list) -> str:
         algorithm = [task.solver, task.iterations, label, task.largest(label)]
@@ -155,15 +185,26 @@ def _tune(task: Task, label: float, images: ImageSet, strengths: Tensor) -> Solv
 
 
 @torch.no_grad()
-def _reconstruct(task: Task, label: float, images: ImageSet, solver: Solver) -> dict[str, Tensor]:
-    physics = task.teacher(label)
-    estimates, gradients = [], []
+def _reconstruct(
+    task: Task, label: float, images: ImageSet, solver: Solver, path: bool
+) -> dict[str, Tensor]:
+    physics, plain = task.teacher(label), Identity()
+    parts: dict[str, list[Tensor]] = {"estimates": [], "gradients": []}
+    if path:
+        parts["path"] = []
     for measured in task.measure(images, label).split(BATCH):
-        estimate = solver.run(measured, physics, Identity()).estimate
-        estimates.append(estimate.cpu())
-        gradients.append(physics.A_adjoint(physics.A(estimate) - measured).cpu())
-    found = {"estimates": torch.cat(estimates), "gradients": torch.cat(gradients)}
-    return {name: part.contiguous() for name, part in found.items()}
+        state, way = solver.start(measured, physics, plain), []
+        for _ in range(solver.iterations):
+            state = solver.linearise(state)
+            if path:
+                way.append(state.gradient.cpu())
+            state = solver.advance(state, plain)
+        estimate = state.iterate
+        parts["estimates"].append(estimate.cpu())
+        parts["gradients"].append(physics.A_adjoint(physics.A(estimate) - measured).cpu())
+        if path:
+            parts["path"].append(torch.stack(way, dim=1))
+    return {name: torch.cat(part).contiguous() for name, part in parts.items()}
 
 
 def _since(started: float) -> float:
@@ -182,15 +223,17 @@ def _read_settings(path: Path) -> tuple[SolveParameters, float] | None:
         return None
 
 
-def _read_targets(path: Path, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], float] | None:
+def _read_targets(
+    path: Path, shapes: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, Tensor], float] | None:
     """Tensors of an entry and the seconds it took to compute them."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as entry:
-            found = {name: entry.get_tensor(name) for name in ("estimates", "gradients")}
+            found = {name: entry.get_tensor(name) for name in shapes}
             seconds = float(entry.metadata()["seconds"])
-        if all(part.shape == shape for part in found.values()):
+        if all(found[name].shape == shape for name, shape in shapes.items()):
             return found, seconds
     except Exception:  # safetensors raises its own kinds, KeyError for a missing tensor
         pass

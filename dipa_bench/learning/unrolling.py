@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -89,7 +90,13 @@ def train(
     state = copy.deepcopy(operator.state_dict())
     losses: list[tuple[int, float]] = []
     qualities, first = [(0, best)], None
-    context.series |= {"train/loss": losses, "val/psnr_by_epoch": qualities}
+    started = time.perf_counter()
+    seconds = [(0, 0.0)]
+    context.series |= {
+        "train/loss": losses,
+        "train/seconds": seconds,
+        "val/psnr_by_epoch": qualities,
+    }
     epochs = context.budget.epochs
     steps = epochs * math.ceil(len(images) / context.budget.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
@@ -110,6 +117,7 @@ def train(
             total += number * len(index)
         quality = validate(reconstructor, task, validation)
         losses.append((epoch, total / len(images)))
+        seconds.append((epoch, time.perf_counter() - started))
         qualities.append((epoch, quality))
         if quality > best:
             best, state = quality, copy.deepcopy(operator.state_dict())
@@ -118,7 +126,6 @@ def train(
     operator.load_state_dict(state)
     operator.requires_grad_(False)
     context.notes |= {
-        "gradient_strategy": "full unrolling",
         "train_images": len(images),
         "epochs": epochs,
         "best_epoch": max(qualities, key=lambda pair: (pair[1], -pair[0]))[0],

@@ -1,6 +1,29 @@
 """Preconditioning operators: the interface, the identity and the learned linear ones."""
 
 from dipa_bench.preconditioners.base import Identity, Preconditioner, State
-from dipa_bench.preconditioners.linear import Dense
+from dipa_bench.preconditioners.linear import Convolution, Dense, LinearOperator, Pointwise, Scalar
+from dipa_bench.preconditioners.spec import OperatorSpec
+from dipa_bench.preconditioners.structured import (
+    BlockCirculant,
+    HadamardDiagonal,
+    Kronecker,
+    LowRank,
+    Symmetric,
+)
 
-__all__ = ["Dense", "Identity", "Preconditioner", "State"]
+__all__ = [
+    "BlockCirculant",
+    "Convolution",
+    "Dense",
+    "HadamardDiagonal",
+    "Identity",
+    "Kronecker",
+    "LinearOperator",
+    "LowRank",
+    "OperatorSpec",
+    "Pointwise",
+    "Preconditioner",
+    "Scalar",
+    "State",
+    "Symmetric",
+]

@@ -80,6 +80,7 @@ class Row:
     def space(self, task: Task) -> dict[str, parameters.Search]:
         """What is searched: the declared ranges, less frozen ones, with the row's own."""
         found = parameters.space(self.method.parameters, task.solver, task)
+        found = self.method.narrow(task, found)
         for name, spec in self.spec.search.items():
             found[name] = parameters.Search(spec.low, spec.high, spec.log, tuple(spec.choices))
         return {name: search for name, search in found.items() if name not in self.spec.set}

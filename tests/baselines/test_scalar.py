@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.scalar import METHOD, ScalarSteps, greedy_step, published
+from baselines.greedy import published
+from baselines.scalar import METHOD
 from dipa_bench.data.images import Splits
+from dipa_bench.learning.least_squares.scalar import greedy_step
 from dipa_bench.parameters import build
-from dipa_bench.preconditioners import State
+from dipa_bench.preconditioners import Scalar, State
 from dipa_bench.testing.problems import small_task
 
 K, SIGMA = 5, 0.07
@@ -51,7 +53,7 @@ def test_steps_are_the_closed_form(problem, context, momentum, rule, start):
     made = fitted(task, context(), momentum=momentum, start=start, step=1.0)
     first = y @ a if start == "adjoint" else np.zeros_like(y @ a)
     expected, _ = greedy(a, w, y, first, rule)
-    effective = made.solver.step_size * made.preconditioner.steps.numpy()
+    effective = made.solver.step_size * made.preconditioner.steps.detach().numpy()
     np.testing.assert_allclose(effective, expected, rtol=1e-5)
 
 
@@ -60,7 +62,7 @@ def test_the_solvers_step_multiplies_them(problem, context):
     task, a, w, y = problem
     made = fitted(task, context(), momentum="none", step=0.5)
     expected, _ = greedy(a, w, y, y @ a, lambda k: 0, factor=0.5)
-    effective = made.solver.step_size * made.preconditioner.steps.numpy()
+    effective = made.solver.step_size * made.preconditioner.steps.detach().numpy()
     np.testing.assert_allclose(effective, 0.5 * expected, rtol=1e-5)
 
 
@@ -69,7 +71,7 @@ def test_each_step_minimises_the_data_term(problem, context):
     task, a, w, y = problem
     made = fitted(task, context(), momentum="none", step=1.0)
     _, points = greedy(a, w, y, y @ a, lambda k: 0)
-    effective = made.solver.step_size * made.preconditioner.steps.numpy()
+    effective = made.solver.step_size * made.preconditioner.steps.detach().numpy()
 
     def objective(z, g, alpha):
         return 0.5 * (((z - alpha * g) @ a.T - y) ** 2).sum()
@@ -87,7 +89,7 @@ def test_published_units(problem, context):
     values = published(task) | {"solve.strength": SIGMA}
     made = METHOD.fit(task, build(METHOD.parameters, values), context())
     expected, _ = greedy(a, w, y, y @ a, lambda k: (k + 2) / (k + 3))
-    effective = made.solver.step_size * made.preconditioner.steps.numpy()
+    effective = made.solver.step_size * made.preconditioner.steps.detach().numpy()
     np.testing.assert_allclose(effective, expected, rtol=1e-5)
 
 
@@ -108,7 +110,7 @@ def test_only_the_budgets_images_are_used(problem, context):
     y = task.measure(task.images.train.first(2)).flatten(1).numpy()
     made = fitted(task, context(train_images=2), momentum="none")
     expected, _ = greedy(a, w, y, y @ a, lambda k: 0)
-    effective = made.solver.step_size * made.preconditioner.steps.numpy()
+    effective = made.solver.step_size * made.preconditioner.steps.detach().numpy()
     np.testing.assert_allclose(effective, expected, rtol=1e-5)
 
 
@@ -119,7 +121,7 @@ def test_zero_gradients_have_the_default_step(context, units):
     task.images.train.pixels.zero_()
     made = fitted(task, context(), units=units, step=1.0, momentum="none")
     unit = made.solver.step_size if units == "relative" else 1.0
-    steps = unit * made.preconditioner.steps
+    steps = unit * made.preconditioner.steps.detach()
     assert steps.tolist() == pytest.approx([1 / task.largest()] * 2, rel=1e-5)
 
 
@@ -129,7 +131,7 @@ def test_negligible_gradients_have_the_default_step(from_matrix, context):
     task = small_task(noise=0.0, iterations=1, dtype=torch.float64)
     task = replace(task, operators=replace(task.operators, student=from_matrix(2 * q)))
     made = fitted(task, context(), start="preconditioned", step=1.0)
-    effective = made.solver.step_size * made.preconditioner.steps
+    effective = made.solver.step_size * made.preconditioner.steps.detach()
     assert effective.tolist() == pytest.approx([1 / 4], rel=1e-5)
 
 
@@ -143,8 +145,8 @@ def test_greedy_step():
 
 def test_the_last_step_repeats():
     """P_k g = s_k g, beyond the fitted iterations s_(K-1) g."""
-    operator = ScalarSteps(3)
-    operator.steps.copy_(torch.tensor([2.0, 3.0, 5.0]))
+    operator = Scalar(3)
+    operator.steps.data.copy_(torch.tensor([2.0, 3.0, 5.0]))
     g = torch.rand(2, 1, 4, 4)
     for k, step in enumerate([2.0, 3.0, 5.0, 5.0, 5.0]):
         assert torch.equal(operator(g, State(k, g, g, g, None)), step * g)
@@ -152,8 +154,8 @@ def test_the_last_step_repeats():
 
 def test_state_dict_round_trip():
     """The steps are in the state."""
-    operator, fresh = ScalarSteps(3), ScalarSteps(3)
-    operator.steps.copy_(torch.tensor([2.0, 3.0, 5.0]))
+    operator, fresh = Scalar(3), Scalar(3)
+    operator.steps.data.copy_(torch.tensor([2.0, 3.0, 5.0]))
     fresh.load_state_dict(operator.state_dict())
     assert fresh.steps.tolist() == [2.0, 3.0, 5.0]
 
@@ -167,7 +169,7 @@ def test_validation_and_test_images_are_not_read(problem, context):
         replace(images.validation, pixels=1 - images.validation.pixels),
         replace(images._test, pixels=1 - images._test.pixels),
     )
-    first = fitted(task, context()).preconditioner.steps
-    second = fitted(replace(task, images=other), context()).preconditioner.steps
+    first = fitted(task, context()).preconditioner.steps.detach()
+    second = fitted(replace(task, images=other), context()).preconditioner.steps.detach()
     assert torch.equal(first, second)
     assert other.reads == []

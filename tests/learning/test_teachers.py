@@ -227,3 +227,78 @@ def test_what_reading_saves_is_counted(task, cache, tmp_path):
     again.targets(task, 2.0, images, settings)
     assert 0 < tuning < both
     assert again.saved == pytest.approx(tuning + 2 * (both - tuning))
+
+
+@pytest.mark.parametrize("solver", ["pnp-fista", "red-fista"])
+@pytest.mark.parametrize("momentum", ["textbook", "published"])
+def test_the_path_is_the_gradients_along_the_run(cache, solver, momentum):
+    """Iteration by iteration by hand: gradients at the extrapolated points, then the estimate."""
+    task = small_task(iterations=4, dtype=torch.float64, solver=solver)
+    settings = SETTINGS.model_copy(update={"momentum": momentum})
+    images, physics = task.images.train, task.teacher(2.0)
+    found = cache.targets(task, 2.0, images, settings, path=True)
+    assert found.path.shape == (6, 4, 1, 16, 16)
+    largest = task.largest(2.0)
+    kind, extra = (REDFISTA, {"weight": 1.0 * largest}) if solver == "red-fista" else (PnPFISTA, {})
+    own = kind(
+        task.prior,
+        step=0.9 / largest,
+        strength=0.08,
+        iterations=4,
+        momentum=momentum,
+        **extra,
+    )
+    y = task.measure(images, 2.0)
+    state = own.start(y, physics, Identity())
+    for k in range(4):
+        expected = physics.A_adjoint(physics.A(state.point) - y)
+        torch.testing.assert_close(found.path[:, k], expected, rtol=1e-10, atol=1e-12)
+        state = own.advance(own.linearise(state), Identity())
+    torch.testing.assert_close(found.estimates, state.iterate)
+    assert not torch.allclose(found.path[:, 3], found.gradients)  # that one is at x_K
+
+
+def test_with_and_without_a_path(task, cache, spy, tmp_path):
+    """Estimates and gradients are the same bits; each kind is kept, and none read for the other."""
+    images = task.images.train
+    plain = cache.targets(task, 2.0, images, SETTINGS)
+    assert plain.path is None
+    before = spy.calls
+    along = cache.targets(task, 2.0, images, SETTINGS, path=True)
+    assert spy.calls > before
+    assert torch.equal(plain.estimates, along.estimates)
+    assert torch.equal(plain.gradients, along.gradients)
+    before = spy.calls
+    again = TeacherCache(tmp_path)
+    assert torch.equal(again.targets(task, 2.0, images, SETTINGS, path=True).path, along.path)
+    assert again.targets(task, 2.0, images, SETTINGS).path is None
+    assert spy.calls == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_path_is_made_again(task, cache, tmp_path, caplog):
+    """A file without it, or with one of another length."""
+    from safetensors.torch import load_file, save_file
+
+    good = cache.targets(task, 2.0, task.images.train, SETTINGS, path=True)
+    (file,) = tmp_path.iterdir()
+    kept = load_file(file)
+    for wrong in (
+        {name: part for name, part in kept.items() if name != "path"},
+        kept | {"path": kept["path"][:, :2].contiguous()},
+    ):
+        save_file(wrong, file, metadata={"seconds": "1.0"})
+        found = cache.targets(task, 2.0, task.images.train, SETTINGS, path=True)
+        assert torch.equal(found.path, good.path)
+    assert caplog.text.count("computed again") == 2
+
+
+def test_batches_do_not_matter_to_the_path(cache, tmp_path, monkeypatch):
+    """Five images at a time or all at once, in their order."""
+    task = small_task(count=12, dtype=torch.float64)
+    whole = cache.targets(task, 2.0, task.images.train, SETTINGS, path=True)
+    monkeypatch.setattr(teachers, "BATCH", 5)
+    parts = TeacherCache(tmp_path / "other").targets(
+        task, 2.0, task.images.train, SETTINGS, path=True
+    )
+    torch.testing.assert_close(whole.path, parts.path)

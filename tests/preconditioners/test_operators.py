@@ -19,7 +19,7 @@ def random_dense(seed=0):
     operator = Dense(SHAPE, joint=True).double()
     rng = np.random.default_rng(seed)
     matrix = rng.standard_normal((30, 30))
-    operator.load_state_dict({"matrix": torch.from_numpy(matrix)})
+    operator.load_state_dict({"matrix": torch.from_numpy(matrix)[None]})
     return operator, matrix
 
 
@@ -55,7 +55,7 @@ def test_channels_share_a_matrix():
     """Real and imaginary part go through the same matrix; its dense form is block-diagonal."""
     operator = Dense(SHAPE).double()
     matrix = np.random.default_rng(3).standard_normal((15, 15))
-    operator.load_state_dict({"matrix": torch.from_numpy(matrix)})
+    operator.load_state_dict({"matrix": torch.from_numpy(matrix)[None]})
     g = np.random.default_rng(1).standard_normal((4, *SHAPE))
     found = operator(torch.from_numpy(g), state_at()).detach().numpy()
     expected = np.einsum("pq,bcq->bcp", matrix, g.reshape(4, 2, 15)).reshape(g.shape)
@@ -69,7 +69,7 @@ def test_dense_gives_its_matrix_away_safely():
     copy = operator.dense(SHAPE, state_at())
     np.testing.assert_array_equal(copy, matrix)
     copy.zero_()
-    np.testing.assert_array_equal(operator.matrix.detach(), matrix)
+    np.testing.assert_array_equal(operator.matrix.detach()[0], matrix)
 
 
 def test_the_generic_dense_agrees():

@@ -356,7 +356,7 @@ def test_the_matrix_is_the_operator(tmp_path: Path, lab) -> None:
     folder = study_folder(tmp_path, "small") / "ldipa"
     state = load_file(folder / "operator.safetensors")
     matrix = load_file(folder / "matrix.safetensors")["P"]
-    assert torch.equal(matrix, state["matrix"])
+    assert torch.equal(matrix, state["matrix"][0])
 
 
 def test_a_new_winner_is_fitted_and_shown_anew(tmp_path: Path, lab) -> None:
@@ -397,7 +397,7 @@ def test_the_matrix_of_a_complex_operator(tmp_path: Path, lab) -> None:
     folder = study_folder(tmp_path, "small") / "ldipa"
     matrix = load_file(folder / "matrix.safetensors")["P"]
     assert matrix.shape == (256, 256)
-    assert torch.equal(matrix, load_file(folder / "operator.safetensors")["matrix"])
+    assert torch.equal(matrix, load_file(folder / "operator.safetensors")["matrix"][0])
     pictures = load_file(folder / "pictures.safetensors")
     for picture in pictures.values():
         assert picture.shape == (16, 16)

@@ -49,6 +49,6 @@ def test_a_dense_operator_shares_its_channels_on_request(
     channels: str, side: int, tmp_path: Path, lab
 ) -> None:
     """One matrix for real and imaginary part, or one over both."""
-    rows = {"ldipa": {"set": {"channels": channels}}}
+    rows = {"ldipa": {"set": {"operator.channels": channels}}}
     folder = run(lab, tmp_path, "mri", rows) / "ldipa"
-    assert load_file(folder / "operator.safetensors")["matrix"].shape == (side, side)
+    assert load_file(folder / "operator.safetensors")["matrix"].shape == (1, side, side)

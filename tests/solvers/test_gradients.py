@@ -29,7 +29,7 @@ def test_gradient_of_a_dense_operator(kind, start):
 
     def loss(matrix):
         estimate = torch.func.functional_call(
-            _Run(solver, operator, task), {"operator.matrix": matrix}, (measured,)
+            _Run(solver, operator, task), {"operator.matrix": matrix[None]}, (measured,)
         )
         return (estimate - truth).square().mean() + estimate.sin().mean()
 

@@ -51,7 +51,7 @@ def problem(dense_sr, smoother):
     w = smoother(SIZE, SIZE, SIGMA_USED)
     p = np.eye(SIZE**2) + 0.02 * rng.standard_normal((SIZE**2, SIZE**2))
     operator = Dense((1, SIZE, SIZE)).double()
-    operator.load_state_dict({"matrix": torch.from_numpy(p)})
+    operator.load_state_dict({"matrix": torch.from_numpy(p)[None]})
     operator.requires_grad_(False)
     measured = task.measure(task.images.train)
     return task, a, w, p, operator, measured

@@ -37,7 +37,7 @@ def test_starting_points(task, operator, dense_sr):
     expected = {
         "adjoint": back,
         "zero": torch.zeros_like(back),
-        "preconditioned": 2.5 * back @ operator.matrix.detach().T,
+        "preconditioned": 2.5 * back @ operator.matrix.detach()[0].T,
     }
     for name, first in expected.items():
         state = solver(name).start(measured, task.student, operator)

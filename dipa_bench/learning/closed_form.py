@@ -1,0 +1,154 @@
+"""Closed-form operators: one P from second moments of the training images, without unrolling.
+
+P is to solve P u_j = v_j in the least-squares sense over the training images x_j, with a pull
+towards the identity (a ridge):
+
+- target ``mismatch``: u = A_s^T A_s x, v = alpha_t A_t^T A_t x. It minimises DIPA's R(P), (12), up
+  to its size: the student's step is not in it.
+- target ``truth``: u = A_s^T y, v = x, with the noise of the training measurements: one step from
+  zero is the linear least-squares estimate, as P A_s^T = C A_s^T (A_s C A_s^T + eps I)^-1 is.
+
+The size of P is then chosen such that the spectral radius of P A^T A is lambda_max(A^T A), so that
+the same steps are stable for it as for the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dipa_bench.learning.least_squares import Criterion, Lesson, energy, minimiser
+from dipa_bench.learning.rules import Maker, RuleSpec
+from dipa_bench.methods import FitContext, Iterative, relative
+from dipa_bench.parameters import Parameters, Search, Value, frozen
+from dipa_bench.preconditioners import LinearOperator, OperatorSpec, State
+from dipa_bench.solvers import SolveParameters
+from dipa_bench.tasks.base import Task
+
+Target = Literal["mismatch", "truth"]
+POWER = 200  # iterations of the power method
+LARGEST = 4096**2  # numbers of one operator: eigendecompositions in float64 of that side
+
+
+class ClosedFormParameters(Parameters):
+    """What P is to map the gradients to, beside the solver's own parameters."""
+
+    solve: SolveParameters = SolveParameters(start="zero")
+    target: Annotated[
+        Target,
+        Field(description="the teacher's A^T A x (mismatch: least R), or x itself (truth)"),
+        Search(choices=("mismatch", "truth")),
+    ] = "truth"
+    teacher: Annotated[
+        float | None,
+        Field(description="label of the teacher (sr: its factor); target=truth has none"),
+        Search(ask="teacher"),
+    ] = None
+    ridge: Annotated[
+        float,
+        Field(gt=0, description="weight of |P - I|^2, relative to the least-squares problem's own"),
+        Search(1e-8, 1.0, log=True),
+    ] = 1e-4
+
+
+def parameters_for(operator: OperatorSpec) -> type[ClosedFormParameters]:
+    """A scalar has nothing to search: of one size, it is the identity."""
+    if operator.name != "scalar":
+        return ClosedFormParameters
+    plain = ClosedFormParameters()
+    return frozen(
+        ClosedFormParameters, ridge=plain.ridge, target=plain.target, teacher=plain.teacher
+    )
+
+
+@torch.no_grad()
+def lesson(task: Task, target: Target, label: float, units: str, context: FitContext) -> Lesson:
+    """All u_j and v_j of the budget's training images as one lesson of the objective ``distance``.
+
+    Args:
+        task: the task.
+        target: ``mismatch`` or ``truth``.
+        label: of the teacher, for ``mismatch``.
+        units: of the student's steps, which decide on the teacher's.
+        context: gives the budget and the teachers.
+    """
+    images = task.images.train.first(context.budget.train_images)
+    truth = task.pixels(images)
+    student = task.student
+    if target == "truth":
+        measured = task.measure(images)
+        return Lesson(truth, student.A_adjoint(measured), measured, torch.zeros_like(truth))
+    teacher, measured = task.teacher(label), student.A(truth)
+    settings = context.teachers.settings(task, label, units)
+    unit = 1.0 if settings.units == "absolute" else task.largest(label)
+    wanted = settings.step / unit * teacher.A_adjoint(teacher.A(truth))
+    return Lesson(wanted, student.A_adjoint(measured), measured, torch.zeros_like(truth))
+
+
+@torch.no_grad()
+def best_numbers(operator: LinearOperator, given: Lesson, ridge: float, task: Task) -> Tensor:
+    """The numbers of the operator, of the kind of `operator`, that maps u to v; normalised later.
+
+    Args:
+        operator: of an affine kind, still the identity.
+        given: u and v.
+        ridge: relative to the problem's own scale.
+        task: gives lambda_max(A^T A).
+    """
+    largest, scale = task.largest(), energy([given.gradient])
+    criterion = Criterion(task.student, largest, "distance", scale, largest)
+    best = minimiser(operator, ridge, "distance", task)
+    return torch.as_tensor(best([given], criterion))
+
+
+@torch.no_grad()
+def normalise(operator: LinearOperator, task: Task) -> None:
+    """Scales P such that the spectral radius of P A^T A is lambda_max(A^T A); by power iteration.
+
+    Leaves a P alone of which P A^T A is 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, *task.shape, generator=generator).to(task.device, task.dtype)
+    physics, radius = task.student, 0.0
+    state = State(0, image, image, image, physics)
+    for _ in range(POWER):
+        image = operator(physics.A_adjoint(physics.A(image)), state)
+        radius = image.norm().item()
+        if radius == 0:
+            return
+        image = image / radius
+    operator.scale(task.largest() / radius)
+
+
+def fit(
+    task: Task, make: Maker, parameters: ClosedFormParameters, context: FitContext
+) -> Iterative:
+    """One P for all iterations, in closed form or by conjugate gradients."""
+    operator = make(1).requires_grad_(False)
+    label = task.setting("teacher").default if parameters.teacher is None else parameters.teacher
+    given = lesson(task, parameters.target, label, parameters.solve.units, context)
+    operator.numbers.copy_(best_numbers(operator, given, parameters.ridge, task))
+    normalise(operator, task)
+    return context.reconstructor(task, parameters.solve, operator)
+
+
+def published(task: Task) -> dict[str, Value]:
+    """Nothing is: the published solver settings, from zero (see `baselines.lmmse`)."""
+    return relative(task.published_solve(), task.largest()) | {"solve.start": "zero"}
+
+
+RULE = RuleSpec(
+    name="closed-form",
+    title="Closed form",
+    summary="one for all iterations, from second moments of the training images: least R(P), or "
+    "least squares to the truth",
+    parameters=parameters_for,
+    fit=fit,
+    published=published,
+    cost="2 operator calls, 1 denoiser call; one least-squares problem",
+    affine=True,
+    largest=LARGEST,
+)
