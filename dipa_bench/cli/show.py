@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,6 +19,9 @@ from dipa_bench.tracking.load import load_results
 from dipa_bench.tracking.location import redacted, resolve_uri, ui_command
 from dipa_bench.tracking.results import Results
 from dipa_bench.tracking.store import sync
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def _load(
@@ -51,12 +56,24 @@ def show_leaderboard(
     board = leaderboard(results, reference=reference)
     text = render(board, format)
     if format == "table":
-        text = f"{text}\n{verdict(board, results)}"
+        parts = [text, verdict(board, results), *_grids(board, results)]
+        text = "\n".join(parts)
     if output is None:
         print(text)
     else:
         output.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {output}")
+
+
+def _grids(board: pd.DataFrame, results: Results) -> Iterator[str]:
+    """Operators against rules, of every study that has both."""
+    from dipa_bench.evaluation.grid import grid
+    from dipa_bench.evaluation.rendering import render_grid
+
+    for study in sorted(set(board["study"])):
+        found = grid(board, results, study)
+        if found is not None:
+            yield f"\n{render_grid(found, study)}"
 
 
 def make_dashboard(

@@ -6,11 +6,16 @@ import io
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from dipa_bench.errors import unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dipa_bench.evaluation.grid import Grid
 
 _CAPTION = "± is half the width of the 95% interval over test subjects; p of the paired difference"
 
@@ -123,11 +128,10 @@ def caveats(rows: pd.DataFrame) -> list[str]:
 
 
 def _table(board: pd.DataFrame) -> str:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=100, file=io.StringIO(), color_system=None, legacy_windows=False)
+    console = _console()
     for heading, rows, notes in _studies(board):
         table = Table(title=Text(heading), title_justify="left", box=None, padding=(0, 1, 0, 0))
         for index, name in enumerate(_headings(board)):
@@ -142,6 +146,32 @@ def _table(board: pd.DataFrame) -> str:
     if board.empty:
         console.print("the leaderboard is empty")
     return console.file.getvalue().rstrip() + "\n"
+
+
+def render_grid(grid: Grid, study: str) -> str:
+    """Operators against rules as a table for a terminal, and what it says."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    title = f"study {short(study)}: gain over the reference [dB], operator x rule"
+    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("operator")
+    for rule in grid.gains.columns:
+        table.add_column(Text(plain(rule)), justify="right", overflow="fold")
+    for operator, row in grid.gains.iterrows():
+        table.add_row(Text(plain(operator)), *(Text(_number(value, "+.2f")) for value in row))
+    console.print(table)
+    for line in grid.sentences():
+        console.print(Text(line))
+    return console.file.getvalue().rstrip()
+
+
+def _console() -> Console:
+    """Prints into a string of 100 columns."""
+    from rich.console import Console
+
+    return Console(width=100, file=io.StringIO(), color_system=None, legacy_windows=False)
 
 
 def _markdown(board: pd.DataFrame) -> str:

@@ -1,0 +1,124 @@
+"""Operators against learning rules: how much is the operator, the rule, the tuning?
+
+Read from the leaderboard alone: every finished row that names an operator and a rule is a cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dipa_bench.tracking.results import Results
+
+LEAST = 2  # operators and rules that make a grid
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A two-way decomposition of the sum of squares between cells, in shares of 1.
+
+    Attributes:
+        operator, rule: of the means over rules and over operators.
+        pairing: what neither explains alone.
+        operators, rules: names in the complete part of the grid it was computed on.
+        spread: standard deviation between its cells in dB.
+    """
+
+    operator: float
+    rule: float
+    pairing: float
+    operators: list[str]
+    rules: list[str]
+    spread: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One study as a grid.
+
+    Attributes:
+        gains: paired difference of test PSNR to the reference in dB, operators x rules; NaN where
+            there is no row.
+        tuning: the best trial's validation PSNR minus that of the first trial, which has the
+            method's defaults, in dB; of every row with both, by method.
+        shares: None where no two operators and two rules have all their cells.
+    """
+
+    gains: pd.DataFrame
+    tuning: pd.Series
+    shares: Shares | None
+
+    def sentences(self) -> list[str]:
+        """What it says, one line each."""
+        lines = []
+        if self.shares is not None:
+            part = self.shares
+            lines.append(
+                f"of the spread between {len(part.operators)} operators x {len(part.rules)} rules "
+                f"(standard deviation {part.spread:.2f} dB) the operator explains "
+                f"{part.operator:.0%}, the rule {part.rule:.0%}, their pairing {part.pairing:.0%}"
+            )
+        if len(self.tuning):
+            lines.append(
+                f"tuning: the best trial is {self.tuning.median():+.2f} dB above the row's "
+                f"untuned defaults in the median of {len(self.tuning)} rows (from "
+                f"{self.tuning.min():+.2f} to {self.tuning.max():+.2f}; validation images)"
+            )
+        return lines
+
+
+def grid(board: pd.DataFrame, results: Results, study: str) -> Grid | None:
+    """The grid of one study, or None where it has not two operators with the same two rules.
+
+    Args:
+        board: the leaderboard; of rows with the same operator and rule the better counts.
+        results: for the trials.
+        study: its name.
+    """
+    rows = board[(board["study"] == study) & board["difference"].notna()]
+    gains = rows.pivot_table(index="operator", columns="rule", values="difference", aggfunc="max")
+    while True:  # operators and rules that are alone make no grid
+        kept = gains.loc[gains.notna().sum(axis=1) >= LEAST, gains.notna().sum(axis=0) >= LEAST]
+        if kept.shape == gains.shape:
+            break
+        gains = kept
+    if min(gains.shape) < LEAST:
+        return None
+    return Grid(gains, _tuning(results, study, rows["method"]), _shares(gains))
+
+
+def _tuning(results: Results, study: str, methods: pd.Series) -> pd.Series:
+    trials = results.trials
+    trials = trials[(trials["study"] == study) & trials["method"].isin(methods)]
+    finished = trials[np.isfinite(trials["value"].astype(float))]
+    first = finished[finished["number"] == 0].set_index("method")["value"]
+    searched = finished.groupby("method").filter(lambda part: len(part) > 1)
+    best = searched.groupby("method")["value"].max()
+    return (best - first).dropna()
+
+
+def _shares(gains: pd.DataFrame) -> Shares | None:
+    """Of the largest part without gaps that dropping rules or operators one by one leaves."""
+    part = gains
+    while part.isna().any(axis=None):
+        rows, columns = part.isna().mean(axis=1), part.isna().mean(axis=0)
+        if rows.max() >= columns.max():
+            part = part.drop(index=rows.idxmax())
+        else:
+            part = part.drop(columns=columns.idxmax())
+    if min(part.shape) < LEAST:
+        return None
+    values = part.to_numpy(float)
+    centred = values - values.mean()
+    total = (centred**2).sum()
+    if total == 0:
+        return None
+    down = centred.mean(1, keepdims=True)
+    across = centred.mean(0, keepdims=True)
+    operator = (down**2).sum() * values.shape[1] / total
+    rule = (across**2).sum() * values.shape[0] / total
+    rest = ((centred - down - across) ** 2).sum() / total
+    names = list(part.index), list(part.columns)
+    return Shares(operator, rule, rest, *names, float(values.std()))
