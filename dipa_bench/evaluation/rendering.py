@@ -154,8 +154,8 @@ def render_grid(grid: Grid, study: str) -> str:
     from rich.text import Text
 
     console = _console()
-    title = f"study {short(study)}: gain over the reference [dB], operator x rule"
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    console.print(Text(f"study {short(study)}: gain over the reference [dB], operator x rule"))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("operator")
     for rule in grid.gains.columns:
         table.add_column(Text(plain(rule)), justify="right", overflow="fold")

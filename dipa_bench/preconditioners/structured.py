@@ -146,12 +146,18 @@ class BlockCirculant(LinearOperator):
         kernel = torch.zeros(block * block, height, width)
         kernel[:, 0, 0] = 1
         self.kernels = nn.Parameter(kernel.repeat(copies, 1, 1, 1))
+        self.register_buffer("lags", _lags(height, width, block), persistent=False)
 
     def act(self, gradient: Tensor, kernels: Tensor) -> Tensor:
-        *_, height, width = gradient.shape
-        spectra = torch.fft.rfft2(self._phases(gradient))
-        total = (spectra * torch.fft.rfft2(kernels)).sum(2)
-        return torch.fft.irfft2(total, s=(height, width))
+        """The phases of the image as channels, and a matrix of filters between them."""
+        channels, height, width = gradient.shape[1:]
+        step = self.block
+        phases = nn.functional.pixel_unshuffle(gradient, step)
+        spectra = torch.fft.rfft2(phases.unflatten(1, (channels, step * step)))
+        filters = torch.fft.rfft2(kernels.flatten()[self.lags])
+        mixed = torch.einsum("qphw,bcphw->bcqhw", filters, spectra)
+        turned = torch.fft.irfft2(mixed, s=(height // step, width // step))
+        return nn.functional.pixel_shuffle(turned.flatten(1, 2), step)
 
     def approximate(self, matrix: Tensor) -> None:
         """The mean over all shifts by `block`: the nearest in Frobenius norm."""
@@ -172,18 +178,6 @@ class BlockCirculant(LinearOperator):
             ]
         )
         self.kernels.data.copy_(kernels.expand_as(self.kernels))
-
-    def _phases(self, gradient: Tensor) -> Tensor:
-        """The image of each phase with zeros elsewhere, B x C x block^2 x H x W."""
-        step = self.block
-        parts = gradient.new_zeros(*gradient.shape[:2], step * step, *gradient.shape[2:])
-        for row in range(step):
-            for column in range(step):
-                place = slice(row, None, step), slice(column, None, step)
-                parts[:, :, row * step + column, place[0], place[1]] = gradient[
-                    :, :, place[0], place[1]
-                ]
-        return parts
 
 
 class HadamardDiagonal(LinearOperator):
@@ -242,3 +236,26 @@ def _leading(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     root = values.sqrt()
     alive = values > 1e-12 * values[0]
     return u[:, :count] * root * alive, vh[:count].T * torch.where(alive, root, 1.0)
+
+
+def _lags(height: int, width: int, block: int) -> Tensor:
+    """Where the filter from phase p to phase q has its coefficients in the kernels.
+
+    The pixel of phase q at coarse place O and that of phase p at I are block (O - I) + q - p apart.
+
+    Returns:
+        Places in the flat block^2 x H x W kernels, block^2 (q) x block^2 (p) x H/block x W/block.
+    """
+
+    def along(size: int) -> Tensor:
+        phase, coarse = torch.arange(block), torch.arange(size // block)
+        return (block * coarse + phase[:, None, None] - phase[:, None]) % size
+
+    rows, columns = along(height), along(width)  # q x p x coarse
+    source = torch.arange(block * block).view(1, 1, block, block, 1, 1)
+    places = (
+        source * height * width
+        + rows[:, None, :, None, :, None] * width
+        + columns[None, :, None, :, None, :]
+    )
+    return places.reshape(block**2, block**2, height // block, width // block)

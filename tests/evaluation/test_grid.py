@@ -101,6 +101,6 @@ def test_tuning_is_the_best_trial_minus_the_first():
     board, results = made(of([1.0, -1.0], [0.5, -0.5], 0.25), trials)
     found = grid(board, results, "s")
     assert found.tuning.to_dict() == {"dense+greedy": 3.0, "scalar+greedy": 0.0}
-    text = render_grid(found, "s")
+    text = " ".join(render_grid(found, "s").split())
     assert "+1.50 dB above" in text and "from +0.00 to +3.00" in text
-    assert "the operator explains 76%, the rule 19%, their pairing 5%" in " ".join(text.split())
+    assert "the operator explains 76%, the rule 19%, their pairing 5%" in text
