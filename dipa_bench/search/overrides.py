@@ -20,7 +20,8 @@ OPTIONS = {"rules", "preset", "name", "task"}  # have options of their own
 def chosen_rows(rows: Mapping[str, MethodSpec], pattern: str | None) -> dict[str, Any]:
     """The study's rows, or those that ``--methods a,b`` names, as raw tables.
 
-    A part is a row's or a registered method's name, a shell pattern on both, or ``all``.
+    A part is a row's or a registered method's name, an OPERATOR+RULE, a shell pattern on these, or
+    ``all`` (of the rows and the registered methods).
 
     Raises:
         UserError: a part that names nothing.
@@ -40,6 +41,9 @@ def chosen_rows(rows: Mapping[str, MethodSpec], pattern: str | None) -> dict[str
 def _matching(part: str, rows: Mapping[str, Any]) -> list[str]:
     registered = registry.names("methods")
     if part in rows or part in registered:
+        return [part]
+    if registry.JOINT in part and not set("*?[") & set(part):
+        registry.get("methods", part)  # or a word about the operator, the rule or the pair
         return [part]
     shell = "*" if part == "all" else part
     own = [name for name in rows if fnmatch.fnmatchcase(name, shell)]

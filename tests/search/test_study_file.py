@@ -291,6 +291,26 @@ def test_methods_are_rows_registered_names_and_patterns() -> None:
     assert set(chosen("all")) == set(registry.names("methods"))
 
 
+def test_cells_are_named_or_matched_and_not_part_of_all() -> None:
+    assert chosen("dense+greedy, identity") == ["dense+greedy", "identity"]
+    assert "pointwise+greedy" in chosen("*+greedy")
+    assert "kronecker+greedy" not in chosen("*+greedy")
+    assert not any("+" in name for name in chosen("all"))
+
+
+@pytest.mark.parametrize(
+    ("part", "word"),
+    [
+        ("dense+gredy", "unknown rule 'gredy': did you mean 'greedy'?"),
+        ("dens+greedy", "unknown operator 'dens': did you mean 'dense'?"),
+        ("kronecker+greedy", "linear in its numbers; 'kronecker' is not"),
+    ],
+)
+def test_a_cell_that_is_none_says_which_half(part: str, word: str) -> None:
+    with pytest.raises(UserError, match=re.escape(word)):
+        chosen(part)
+
+
 def test_rows_under_other_names_are_matched_and_part_of_all() -> None:
     table = raw(methods={"plain": {"method": "identity", "set": {"solve.step": 0.5}}})
     assert chosen("pl*", table) == ["plain"]
