@@ -25,6 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from baselines.per_image import inner
 from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
@@ -49,11 +50,6 @@ class BarzilaiBorweinParameters(Parameters):
         Field(ge=1, description="longest step, relative to 1/lambda_max(A^T A)"),
         Search(2.0, 100.0, log=True),
     ] = 10.0
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of each image, as B x 1 x 1 x 1."""
-    return (a * b).flatten(1).sum(1).view(-1, 1, 1, 1)
 
 
 class BarzilaiBorwein(Preconditioner):

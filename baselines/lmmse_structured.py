@@ -22,7 +22,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from baselines.weighted_proximal import conjugate_gradients, iterates, norm
+from baselines.per_image import conjugate_gradients, iterates, norm
 from dipa_bench.data.signals import is_complex
 from dipa_bench.errors import UserError
 from dipa_bench.preconditioners import Preconditioner, State

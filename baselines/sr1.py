@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.barzilai_borwein import inner
+from baselines.per_image import inner, norm
 from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
@@ -72,7 +72,7 @@ class SR1(Preconditioner):
             return gradient
         s = state.point - state.previous_point
         m = (state.gradient - state.previous_gradient) / self.largest
-        moved = _norm(s) > ROUNDING * torch.finfo(s.dtype).eps * _norm(state.point)
+        moved = norm(s) > ROUNDING * torch.finfo(s.dtype).eps * norm(state.point)
         s, m = s * moved, m * moved
         tau, u, inverse = self.update(s, m)
         return tau * gradient + inverse * inner(u, gradient) * u
@@ -88,7 +88,7 @@ class SR1(Preconditioner):
             tau, B x 1 x 1 x 1; u, B x C x H x W; 1 / rho, B x 1 x 1 x 1, 0 where u is left out.
         """
         tiny = torch.finfo(s.dtype).tiny
-        size = _norm(s)
+        size = norm(s)
         still = size <= tiny
         size = torch.where(still, torch.ones_like(size), size)
         s, m = s / size, m / size  # P is the same, no underflow
@@ -111,11 +111,6 @@ class SR1(Preconditioner):
         vv = beta**2 + 2 * beta * rest * along + rest**2 * energy
         kept = (vs >= self.least) & (vv <= GREATEST * vs)
         return beta[kept.to(torch.uint8).argmax(-1, keepdim=True)]
-
-
-def _norm(images: Tensor) -> Tensor:
-    """Of each image, B x 1 x 1 x 1."""
-    return torch.linalg.vector_norm(images.flatten(1), dim=1).view(-1, 1, 1, 1)
 
 
 def fit(task: Task, parameters: SR1Parameters, context: FitContext) -> Iterative:

@@ -23,16 +23,15 @@ iteration: 2 + 2 N applications of A or A^T for N inner iterations, and one of D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.barzilai_borwein import inner
+from baselines.per_image import conjugate_gradients, inner, norm
 from baselines.sr1 import PUBLISHED, SR1
 from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.parameters import Parameters, Search, Value
@@ -72,49 +71,6 @@ class WeightedProximalParameters(Parameters):
         Field(ge=1, le=200, description="conjugate gradient iterations N in one step"),
         Search(2, 15, log=True),
     ] = 10
-
-
-def norm(images: Tensor) -> Tensor:
-    """||x|| of each image, as B x 1 x 1 x 1."""
-    return torch.linalg.vector_norm(images.flatten(1), dim=1).view(-1, 1, 1, 1)
-
-
-def conjugate_gradients(
-    product: Callable[[Tensor], Tensor], right: Tensor, iterations: int
-) -> Tensor:
-    """x of M x = b after a fixed number of iterations from zero, for each image by itself.
-
-    Right-hand sides are normalised, so that small ones lose nothing to the guards of divisions.
-
-    Args:
-        product: v -> M v for a symmetric positive definite M; called once in each iteration.
-        right: b, B x C x H x W.
-        iterations: N >= 1.
-    """
-    scale = norm(right)
-    unit = right / scale.clamp_min(torch.finfo(right.dtype).tiny)
-    *_, (found, _) = islice(iterates(product, unit), iterations)
-    return scale * found
-
-
-def iterates(product: Callable[[Tensor], Tensor], right: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Conjugate gradients' x_1, x_2, ... without end, each with its ||b - M x||^2 (B x 1 x 1 x 1).
-
-    Args:
-        product, right: as in `conjugate_gradients`; b of norm 1.
-    """
-    tiny = torch.finfo(right.dtype).tiny
-    found, residual, direction = torch.zeros_like(right), right, right
-    energy = inner(residual, residual)
-    while True:
-        image = product(direction)
-        length = energy / inner(direction, image).clamp_min(tiny)
-        found = found + length * direction
-        residual = residual - length * image
-        following = inner(residual, residual)
-        yield found, following
-        direction = residual + following / energy.clamp_min(tiny) * direction
-        energy = following
 
 
 class ProximalStep(Preconditioner):

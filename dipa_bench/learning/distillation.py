@@ -6,23 +6,20 @@ The trained rules differ in their loss alone: `supervised` (L_sup), `imitated` (
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, create_model
-from torch import Tensor
 
-from dipa_bench.learning import losses
 from dipa_bench.learning.initial import FREE, Initial, initialise, obstacle
+from dipa_bench.learning.objective import DistillParameters, Mismatch, distillation_loss
 from dipa_bench.learning.rules import Maker, RuleSpec
-from dipa_bench.learning.strategies import GradientParameters, Unrolled, describe, unroll
-from dipa_bench.learning.teachers import Targets
-from dipa_bench.learning.unrolling import Batch, TrainParameters, train
+from dipa_bench.learning.strategies import GradientParameters, describe
+from dipa_bench.learning.unrolling import TrainParameters, train
 from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.parameters import Parameters, Search, Value, frozen
-from dipa_bench.preconditioners import OperatorSpec, State
+from dipa_bench.preconditioners import OperatorSpec
 from dipa_bench.preconditioners.spec import (
     BLOCK_CIRCULANT,
     DENSE,
@@ -35,39 +32,6 @@ from dipa_bench.tasks.base import Task
 
 HELD = 5  # copies while training: the numbers, their gradient, Adam's two moments, the best so far
 PAPER = "DIPA, Gualdron-Hurtado et al. 2026, arXiv 2605.15456"
-
-
-class DistillParameters(Parameters):
-    """The teacher, and the weights of the losses."""
-
-    teacher: Annotated[
-        float | None,
-        Field(description="label of the teacher (sr: its factor)"),
-        Search(ask="teacher"),
-    ] = None
-    target: Annotated[
-        Literal["imit", "sup"],
-        Field(description="imitate the teacher's reconstruction (imit) or the truth (sup)"),
-        Search(choices=("imit", "sup")),
-    ] = "imit"
-    weight_gradient: Annotated[
-        float,
-        Field(ge=0, description="weight of L_grad; the published 1 drowns a mean over pixels"),
-        Search(1e-4, 1.0, log=True),
-    ] = 1e-3
-    alignment: Annotated[
-        Literal["end", "along"],
-        Field(
-            description="L_grad at the two final reconstructions (end), or as the mean over the "
-            "iterations that carry gradients (along)"
-        ),
-    ] = "end"
-    weight_target: Annotated[float, Field(ge=0, description="weight of L_imit or L_sup")] = 1.0
-    weight_mismatch: Annotated[
-        float,
-        Field(ge=0, description="weight lambda_R of R(P)"),
-        Search(1e-5, 1e-1, log=True),
-    ] = 1e-3
 
 
 class OperatorTrainParameters(TrainParameters):
@@ -93,87 +57,6 @@ class TrainedParameters(Parameters):
     train: OperatorTrainParameters = OperatorTrainParameters()
     gradient: GradientParameters = GradientParameters()
     distill: DistillParameters = DistillParameters()
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """What R(P) compares, for every training image x.
-
-    Attributes:
-        student: A_s^T A_s x, N x C x H x W.
-        teacher: A_t^T A_t x.
-        step: the teacher's absolute step alpha_t.
-    """
-
-    student: Tensor
-    teacher: Tensor
-    step: float
-
-
-def distillation_loss(
-    reconstructor: Iterative,
-    targets: Targets | None,
-    mismatch: Mismatch | None,
-    parameters: DistillParameters,
-    gradient: GradientParameters,
-    task: Task,
-) -> Callable[[Batch], Tensor]:
-    """The loss w_grad L_grad + w_target (L_imit or L_sup) + lambda_R R(P) of one batch.
-
-    L_grad with ``alignment=end`` is taken at the two final reconstructions, with the last
-    iteration's k. R is the mean over the operators, where there is one for each iteration.
-
-    Args:
-        reconstructor: the student.
-        targets: of the teacher, for every training image; they carry no gradient. None where
-            neither L_imit nor L_grad has a weight; with a path where ``alignment=along``.
-        mismatch: for R; None leaves it out.
-        parameters: weights.
-        gradient: through which iterations gradients flow.
-        task: gives the student's operator.
-    """
-    solver, operator = reconstructor.solver, reconstructor.preconditioner
-    physics, last = task.student, reconstructor.solver.iterations - 1
-
-    def at_end(batch: Batch, run: Unrolled) -> Tensor:
-        state = State(last, run.estimate, run.estimate, batch.measurement, physics)
-        state = solver.linearise(state)
-        direction = operator(state.gradient, state)
-        return losses.gradient_alignment(direction, targets.gradients[batch.index])
-
-    def along(batch: Batch, run: Unrolled) -> Tensor:
-        path = targets.path[batch.index]
-        pairs = zip(run.directions, run.iterations, strict=True)
-        terms = [losses.gradient_alignment(made, path[:, k]) for made, k in pairs]
-        return torch.stack(terms).mean()
-
-    def regularisation(batch: Batch) -> Tensor:
-        student, teacher = mismatch.student[batch.index], mismatch.teacher[batch.index]
-        state = State(0, student, student, batch.measurement, physics)
-        terms = [
-            losses.operator_mismatch(
-                operator(student, replace(state, iteration=k)),
-                teacher,
-                solver.step_size,
-                mismatch.step,
-            )
-            for k in range(operator.copies)
-        ]
-        return torch.stack(terms).mean()
-
-    alignment = at_end if parameters.alignment == "end" else along
-
-    def loss(batch: Batch) -> Tensor:
-        run = unroll(solver, operator, batch.measurement, physics, gradient)
-        target = batch.truth if parameters.target == "sup" else targets.estimates[batch.index]
-        total = parameters.weight_target * losses.imitation(run.estimate, target)
-        if parameters.weight_gradient:
-            total = total + parameters.weight_gradient * alignment(batch, run)
-        if mismatch:
-            total = total + parameters.weight_mismatch * regularisation(batch)
-        return total
-
-    return loss
 
 
 def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitContext) -> Iterative:

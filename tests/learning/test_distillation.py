@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dipa_bench.learning.distillation import (
-    LDIPA,
-    DistillParameters,
-    Mismatch,
-    distillation_loss,
-)
+from dipa_bench.learning.distillation import LDIPA
+from dipa_bench.learning.objective import DistillParameters, Mismatch, distillation_loss
 from dipa_bench.learning.strategies import GradientParameters
 from dipa_bench.learning.teachers import Targets
 from dipa_bench.learning.unrolling import Batch

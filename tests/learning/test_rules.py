@@ -9,7 +9,7 @@ from torch import nn
 
 from dipa_bench import devices, registry
 from dipa_bench.errors import UserError
-from dipa_bench.learning.distillation import DistillParameters, Mismatch, distillation_loss
+from dipa_bench.learning.objective import DistillParameters, Mismatch, distillation_loss
 from dipa_bench.learning.strategies import GradientParameters
 from dipa_bench.learning.teachers import Targets
 from dipa_bench.learning.unrolling import Batch
