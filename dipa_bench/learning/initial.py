@@ -78,11 +78,12 @@ def initialise(
     target = "truth" if initial == "lmmse" else "mismatch"
     given = lesson(task, target, label, solve.units, context)
     candidates = {}
+    images = task.images.validation.first(context.budget.validation_images)
     for ridge in RIDGES:
         _adopt(operator, best_numbers(solvable(1), given, ridge, task)[None], make)
         normalise(operator, task)
         state = copy.deepcopy(operator.state_dict())
-        candidates[ridge] = validate(reconstructor, task, task.images.validation), state
+        candidates[ridge] = validate(reconstructor, task, images), state
     best = max(candidates, key=lambda ridge: candidates[ridge][0])
     operator.load_state_dict(candidates[best][1])
     context.notes["initial.ridge"] = best
