@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from baselines.greedy import RULE
+from dipa_bench.learning.greedy import RULE
 from dipa_bench.preconditioners.spec import CONVOLUTION
 
 METHOD = replace(

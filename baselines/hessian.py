@@ -143,7 +143,7 @@ METHOD = Method(
     title="Hessian",
     summary="P = (A^T A + mu I)^-1: closed form where there is one, else conjugate gradients",
     operator="hessian",
-    rule="closed form",
+    rule="analytic",
     fixed_point="another: the data term is re-weighted by P",
     cost=(
         "3 operator calls, 1 denoiser call, P in closed form (else 2 and 2 for each step of "

@@ -109,11 +109,14 @@ def fit_preconditioner(
     if kind == "dense" and (reason := too_large(task)):
         raise UserError(f"{reason}: set covariance=stationary, or lower problem.size")
     images = task.pixels(task.images.train.first(context.budget.train_images))
+    if not (images - images[:1]).any():
+        raise UserError("a covariance needs at least two different training images: give more")
     if kind == "dense":
         operator = dense(task, images, parameters.damping)
     else:
         operator = lmmse_structured.build(task, images, kind, parameters.damping)
         context.notes["inner_iterations"] = operator.iterations
+        context.notes["inner_converged"] = operator.linear
     return context.reconstructor(task, parameters.solve, operator)
 
 

@@ -221,12 +221,15 @@ def build(task: Task, images: Tensor, kind: str, damping: float) -> StructuredMo
         task.dtype,
     )
     operator.measured = greatest / (greatest + epsilon)
-    operator.iterations = iterations_for(operator, state, greatest)
+    operator.iterations, operator.linear = iterations_for(operator, state, greatest)
     return operator
 
 
-def iterations_for(operator: StructuredMoments, state: State, greatest: float) -> int:
+def iterations_for(operator: StructuredMoments, state: State, greatest: float) -> tuple[int, bool]:
     """Iterations after which P of a white image is known to `TOLERANCE`, at most `MOST`.
+
+    At `MOST` the conjugate gradients are stopped early: P is an approximation then, by up to tens
+    of per cent where the damping is small, and not linear.
 
     The error of a solution is at most ||r|| / epsilon, the solution at least ||b|| / (t + epsilon).
 
@@ -234,6 +237,9 @@ def iterations_for(operator: StructuredMoments, state: State, greatest: float) -
         operator: P.
         state: with the operator A.
         greatest: t, the largest eigenvalue of R A^T A R.
+
+    Returns:
+        How many, and whether they suffice.
     """
     drawn = torch.randn(state.point.shape, generator=torch.Generator().manual_seed(0))
     right = operator.root(drawn.to(state.point))
@@ -241,5 +247,5 @@ def iterations_for(operator: StructuredMoments, state: State, greatest: float) -
     steps = iterates(lambda v: operator.inner_product(v, state), right / norm(right))
     for count, (_, energy) in enumerate(islice(steps, MOST), start=1):
         if energy.item() ** 0.5 <= wanted:
-            return count
-    return MOST
+            return count, True
+    return MOST, False

@@ -8,6 +8,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+ROUNDING = 100  # times the precision of a point
+
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> of each image, as B x 1 x 1 x 1."""
@@ -17,6 +19,16 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 def norm(images: Tensor) -> Tensor:
     """||x|| of each image, as B x 1 x 1 x 1."""
     return torch.linalg.vector_norm(images.flatten(1), dim=1).view(-1, 1, 1, 1)
+
+
+def moved(step: Tensor, point: Tensor) -> Tensor:
+    """Whether each image moved by more than rounding, B x 1 x 1 x 1.
+
+    Args:
+        step: difference of the last two points, B x C x H x W.
+        point: the last.
+    """
+    return norm(step) > ROUNDING * torch.finfo(step.dtype).eps * norm(point)
 
 
 def conjugate_gradients(

@@ -199,7 +199,7 @@ METHOD = Method(
     title="Polynomial",
     summary="P = p(A^T A): least-squares, Chebyshev or Neumann polynomial of a small degree",
     operator="polynomial",
-    rule="closed form",
+    rule="analytic",
     paper="Iyer, Ong, Setsompop, Doneva, Lustig, SIAM J. Imaging Sci. 2024, arXiv 2204.10252",
     fixed_point="another: the data term is re-weighted by P",
     cost=(

@@ -7,7 +7,7 @@ images), and the images are rolled forward with it.
 
 from dataclasses import replace
 
-from baselines.greedy import RULE
+from dipa_bench.learning.greedy import RULE
 from dipa_bench.preconditioners.spec import SCALAR
 
 METHOD = replace(

@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.per_image import inner, norm
+from baselines.per_image import inner, moved, norm
 from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
@@ -37,7 +37,6 @@ PUBLISHED = 2e-6  # theta_1 of the paper
 GREATEST = 2e2  # theta_2
 CAP = 10.0  # longest tau, in units of 1 / lambda_max
 NEGLIGIBLE = 1e-8  # of rho, relative to ||u|| ||v||
-ROUNDING = 100  # times the precision of a point: an image that moves less stands still
 BETAS = 101  # values of beta from 0 to 1
 
 
@@ -72,8 +71,8 @@ class SR1(Preconditioner):
             return gradient
         s = state.point - state.previous_point
         m = (state.gradient - state.previous_gradient) / self.largest
-        moved = norm(s) > ROUNDING * torch.finfo(s.dtype).eps * norm(state.point)
-        s, m = s * moved, m * moved
+        here = moved(s, state.point)
+        s, m = s * here, m * here
         tau, u, inverse = self.update(s, m)
         return tau * gradient + inverse * inner(u, gradient) * u
 

@@ -31,7 +31,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.per_image import conjugate_gradients, inner, norm
+from baselines.per_image import conjugate_gradients, inner, moved, norm
 from baselines.sr1 import PUBLISHED, SR1
 from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.parameters import Parameters, Search, Value
@@ -116,7 +116,8 @@ class ProximalStep(Preconditioner):
         tiny = torch.finfo(gradient.dtype).tiny
         s = state.point - state.previous_point
         m = (gradient - state.gradient - state.memory) / self._secant.largest
-        m = torch.where(norm(s) > tiny, m, torch.zeros_like(m))
+        here = moved(s, state.point)
+        s, m = s * here, m * here
         tau, u, inverse = self._secant.update(s, m)
         size = norm(u)
         unit = u / size.clamp_min(tiny)

@@ -193,6 +193,7 @@ class Method:
             that of a fit after a semicolon.
         published: the published values as flat parameters (steps may be absolute).
         skip: the reason why the method does not apply to a task, or None.
+        refuses: (task, parameters) -> the reason why these parameters cannot be had, or None.
         narrow: (task, search space) -> the part of the space that the task admits.
     """
 
@@ -211,6 +212,7 @@ class Method:
     cost: str = ""
     published: Callable[[Task], dict[str, Value]] = published_solve
     skip: Callable[[Task], str | None] = lambda task: None
+    refuses: Callable[[Task, Any], str | None] = lambda task, parameters: None
     narrow: Callable[[Task, dict[str, Search]], dict[str, Search]] = lambda task, found: found
 
     def untrainable(self, task: Task) -> str | None:
@@ -218,9 +220,15 @@ class Method:
         blocked = self.unrolled and not task.prior.differentiable
         return untrainable(task.prior) if blocked else None
 
-    def unsuitable(self, task: Task) -> str | None:
-        """Why the method does not apply to a task, its prior included; None where it does."""
-        return self.untrainable(task) or self.skip(task)
+    def unsuitable(self, task: Task, parameters: Parameters | None = None) -> str | None:
+        """Why the method does not apply to a task, its prior included; None where it does.
+
+        Args:
+            task: the task.
+            parameters: of the method; its defaults otherwise.
+        """
+        given = self.parameters() if parameters is None else parameters
+        return self.untrainable(task) or self.skip(task) or self.refuses(task, given)
 
 
 def untrainable(prior: Prior) -> str:

@@ -53,10 +53,13 @@ def _entries(kind: str) -> dict[str, EntryPoint]:
 def names(kind: str, pattern: str = "*") -> list[str]:
     """Names of everything registered as `kind` that match a shell pattern such as ``ndipa/*``.
 
-    A pattern of methods with a ``+`` is matched with all pairs of operator and rule that fit.
+    A pattern of methods with a ``+``, or that matches nothing else, is matched with all pairs of
+    operator and rule that fit.
     """
-    known = _cells() if kind == "methods" and JOINT in pattern else _entries(kind)
-    return sorted(name for name in known if fnmatch.fnmatchcase(name, pattern))
+    found = [name for name in _entries(kind) if fnmatch.fnmatchcase(name, pattern)]
+    if kind == "methods" and (JOINT in pattern or not found):
+        found += [name for name in _cells() if fnmatch.fnmatchcase(name, pattern)]
+    return sorted(found)
 
 
 def get(kind: str, name: str) -> Any:

@@ -6,11 +6,15 @@ Read from the leaderboard alone: every finished row that names an operator and a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from dipa_bench.tracking.results import Results
+
+if TYPE_CHECKING:
+    from pandas.core.groupby import SeriesGroupBy
 
 LEAST = 2  # operators and rules that make a grid
 
@@ -42,7 +46,8 @@ class Grid:
         gains: paired difference of test PSNR to the reference in dB, operators x rules; NaN where
             there is no row.
         tuning: the best trial's validation PSNR minus that of the first trial, which has the
-            method's defaults, in dB; of every row with both, by method.
+            method's defaults as far as the search admits them, in dB; of every row with both, by
+            method.
         shares: None where no two operators and two rules have all their cells.
     """
 
@@ -73,12 +78,16 @@ def grid(board: pd.DataFrame, results: Results, study: str) -> Grid | None:
     """The grid of one study, or None where it has not two operators with the same two rules.
 
     Args:
-        board: the leaderboard; of rows with the same operator and rule the better counts.
-        results: for the trials.
+        board: the leaderboard; of rows with the same operator and rule the better one counts, as
+            validation images have it.
+        results: for the trials, by whose validation PSNR the better of two rows is chosen.
         study: its name.
     """
     rows = board[(board["study"] == study) & board["difference"].notna()]
-    gains = rows.pivot_table(index="operator", columns="rule", values="difference", aggfunc="max")
+    rows = rows.assign(validation=rows["method"].map(_finished(results, study).max()))
+    rows = rows.sort_values("validation", ascending=False, na_position="last", kind="stable")
+    rows = rows.drop_duplicates(["operator", "rule"])
+    gains = rows.pivot(index="operator", columns="rule", values="difference")
     while True:  # operators and rules that are alone make no grid
         kept = gains.loc[gains.notna().sum(axis=1) >= LEAST, gains.notna().sum(axis=0) >= LEAST]
         if kept.shape == gains.shape:
@@ -89,14 +98,21 @@ def grid(board: pd.DataFrame, results: Results, study: str) -> Grid | None:
     return Grid(gains, _tuning(results, study, rows["method"]), _shares(gains))
 
 
+def _finished(results: Results, study: str) -> SeriesGroupBy:
+    """Validation PSNR of the finished trials, by method, in the order of their numbers."""
+    trials = results.trials.astype({"value": float})
+    kept = (trials["study"] == study) & np.isfinite(trials["value"])
+    return trials[kept].sort_values("number").groupby("method")["value"]
+
+
 def _tuning(results: Results, study: str, methods: pd.Series) -> pd.Series:
     trials = results.trials
-    trials = trials[(trials["study"] == study) & trials["method"].isin(methods)]
-    finished = trials[np.isfinite(trials["value"].astype(float))]
-    first = finished[finished["number"] == 0].set_index("method")["value"]
-    searched = finished.groupby("method").filter(lambda part: len(part) > 1)
-    best = searched.groupby("method")["value"].max()
-    return (best - first).dropna()
+    first = trials[(trials["study"] == study) & (trials["number"] == 0)]
+    untuned = first.set_index("method")["value"].astype(float)
+    found = _finished(results, study)
+    gained = found.max()[found.size() > 1] - untuned
+    gained = gained[np.isfinite(gained)]
+    return gained[gained.index.isin(methods)]
 
 
 def _shares(gains: pd.DataFrame) -> Shares | None:

@@ -8,12 +8,17 @@ towards the identity (a ridge):
 - target ``truth``: u = A_s^T y, v = x, with the noise of the training measurements: one step from
   zero is the linear least-squares estimate, as P A_s^T = C A_s^T (A_s C A_s^T + eps I)^-1 is.
 
-The size of P is then chosen such that the spectral radius of P A^T A is lambda_max(A^T A), so that
-the same steps are stable for it as for the identity.
+The size of P is then chosen such that the spectral radius of P A^T A is lambda_max(A^T A), as that
+of the identity. P A^T A is not symmetric, and where its spectrum is not in the right half plane no
+step is stable: little ridges can lead there, and the choice of the ridge by validation images leads
+away.
 """
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -22,6 +27,7 @@ from torch import Tensor
 
 from dipa_bench.learning.least_squares import Criterion, Lesson, energy, minimiser
 from dipa_bench.learning.rules import Maker, RuleSpec
+from dipa_bench.learning.unrolling import validate
 from dipa_bench.methods import FitContext, Iterative, relative
 from dipa_bench.parameters import Parameters, Search, Value, frozen
 from dipa_bench.preconditioners import LinearOperator, OperatorSpec, State
@@ -30,6 +36,7 @@ from dipa_bench.tasks.base import Task
 
 Target = Literal["mismatch", "truth"]
 POWER = 200  # iterations of the power method
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 LARGEST = 4096**2  # numbers of one operator: eigendecompositions in float64 of that side
 
 
@@ -48,10 +55,13 @@ class ClosedFormParameters(Parameters):
         Search(ask="teacher"),
     ] = None
     ridge: Annotated[
-        float,
-        Field(gt=0, description="weight of |P - I|^2, relative to the least-squares problem's own"),
-        Search(1e-8, 1.0, log=True),
-    ] = 1e-4
+        float | None,
+        Field(
+            gt=0,
+            description="weight of |P - I|^2, relative to the least-squares problem's own; by "
+            "default the best of six on validation images",
+        ),
+    ] = None
 
 
 def parameters_for(operator: OperatorSpec) -> type[ClosedFormParameters]:
@@ -59,9 +69,7 @@ def parameters_for(operator: OperatorSpec) -> type[ClosedFormParameters]:
     if operator.name != "scalar":
         return ClosedFormParameters
     plain = ClosedFormParameters()
-    return frozen(
-        ClosedFormParameters, ridge=plain.ridge, target=plain.target, teacher=plain.teacher
-    )
+    return frozen(ClosedFormParameters, target=plain.target, teacher=plain.teacher)
 
 
 @torch.no_grad()
@@ -83,8 +91,7 @@ def lesson(task: Task, target: Target, label: float, units: str, context: FitCon
         return Lesson(truth, student.A_adjoint(measured), measured, torch.zeros_like(truth))
     teacher, measured = task.teacher(label), student.A(truth)
     settings = context.teachers.settings(task, label, units)
-    unit = 1.0 if settings.units == "absolute" else task.largest(label)
-    wanted = settings.step / unit * teacher.A_adjoint(teacher.A(truth))
+    wanted = context.teachers.step(task, label, settings) * teacher.A_adjoint(teacher.A(truth))
     return Lesson(wanted, student.A_adjoint(measured), measured, torch.zeros_like(truth))
 
 
@@ -123,6 +130,30 @@ def normalise(operator: LinearOperator, task: Task) -> None:
     operator.scale(task.largest() / radius)
 
 
+def choose_ridge(
+    reconstructor: Iterative, solve: Callable[[float], None], task: Task, context: FitContext
+) -> None:
+    """Leaves the operator with the ridge of `RIDGES` that has the best validation PSNR.
+
+    Args:
+        reconstructor: with the operator.
+        solve: (ridge) -> sets the operator.
+        task: the task.
+        context: gives the budget's validation images, and takes the ridge as a note.
+    """
+    images = task.images.validation.first(context.budget.validation_images)
+    operator = reconstructor.preconditioner
+    best, state = -math.inf, None
+    for ridge in RIDGES:
+        solve(ridge)
+        quality = validate(reconstructor, task, images)
+        if state is None or quality > best:
+            best, state = quality, copy.deepcopy(operator.state_dict())
+            context.notes["ridge"] = ridge
+    operator.load_state_dict(state)
+
+
+@torch.no_grad()
 def fit(
     task: Task, make: Maker, parameters: ClosedFormParameters, context: FitContext
 ) -> Iterative:
@@ -130,9 +161,17 @@ def fit(
     operator = make(1).requires_grad_(False)
     label = task.setting("teacher").default if parameters.teacher is None else parameters.teacher
     given = lesson(task, parameters.target, label, parameters.solve.units, context)
-    operator.numbers.copy_(best_numbers(operator, given, parameters.ridge, task))
-    normalise(operator, task)
-    return context.reconstructor(task, parameters.solve, operator)
+    reconstructor = context.reconstructor(task, parameters.solve, operator)
+
+    def solve(ridge: float) -> None:
+        operator.numbers.copy_(best_numbers(make(1), given, ridge, task))
+        normalise(operator, task)
+
+    if parameters.ridge is None:
+        choose_ridge(reconstructor, solve, task, context)
+    else:
+        solve(parameters.ridge)
+    return reconstructor
 
 
 def published(task: Task) -> dict[str, Value]:

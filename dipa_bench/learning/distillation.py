@@ -73,13 +73,15 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
     initialise(reconstructor, make, initial, parameters.solve, label, task, context)
     images = task.images.train.first(context.budget.train_images)
     targets = mismatch = None
-    if distill.target == "imit" or distill.weight_gradient or distill.weight_mismatch:
+    taught = distill.target == "imit" or distill.weight_gradient
+    if taught or distill.weight_mismatch:
         settings = context.teachers.settings(task, label, parameters.solve.units)
         context.notes |= {
             "teacher.step": settings.step,
             "teacher.strength": settings.strength,
             "teacher.units": settings.units,
         }
+    if taught:
         along = bool(distill.weight_gradient) and distill.alignment == "along"
         targets = context.teachers.targets(task, label, images, settings, path=along)
     if distill.weight_mismatch:
@@ -89,7 +91,8 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
                 physics.A_adjoint(physics.A(truth))
                 for physics in (task.student, task.teacher(label))
             )
-        mismatch = Mismatch(student, teacher, targets.step)
+        step = context.teachers.step(task, label, settings)
+        mismatch = Mismatch(student, teacher, step)
     loss = distillation_loss(reconstructor, targets, mismatch, distill, parameters.gradient, task)
     context.notes |= {
         "initial": initial,
@@ -103,6 +106,7 @@ def published(task: Task) -> dict[str, Value]:
     """The paper's settings; its learning rates are lost, so the rate is ours."""
     return task.published_solve() | {
         "train.learning_rate": 1e-4,
+        "train.optimizer": task.spec.published.optimizer,
         "train.initial": "identity",
         "train.operators": "one",
         "gradient.strategy": "full",
@@ -159,6 +163,7 @@ def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
         held=HELD,
         stochastic=True,
         unrolled=True,
+        each=lambda parameters: parameters.train.operators == "each",
         narrow=narrow,
     )
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dipa_bench import registry
 from dipa_bench.errors import UserError
-from dipa_bench.learning.closed_form import LARGEST, best_numbers, lesson, normalise
+from dipa_bench.learning import greedy
+from dipa_bench.learning.closed_form import (
+    LARGEST,
+    best_numbers,
+    choose_ridge,
+    lesson,
+    normalise,
+)
 from dipa_bench.learning.rules import Maker
-from dipa_bench.learning.unrolling import validate
 from dipa_bench.methods import FitContext, Iterative
 from dipa_bench.preconditioners import Dense, LinearOperator, Scalar
-from dipa_bench.preconditioners.spec import DENSE
 from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
 
 Initial = Literal["identity", "scaled", "mismatch", "lmmse", "greedy"]
 FREE: tuple[Initial, ...] = ("identity", "scaled")  # at any size and for any operator
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def initialise(
@@ -40,7 +42,7 @@ def initialise(
     - ``scaled``: s I with the s of least R(P).
     - ``mismatch``: the minimiser of R(P); ``lmmse``: the least-squares map to the truth (see
       `closed_form`). The ridge is the one with the best validation PSNR.
-    - ``greedy``: what the registered rule ``greedy`` fits with the same solver: its first operator,
+    - ``greedy``: what the rule ``greedy`` fits with the same solver: its first operator,
       or all of them where one is trained for each iteration.
 
     Families that least squares cannot fit get the member nearest to the dense solution.
@@ -70,27 +72,23 @@ def initialise(
         raise UserError(f"train.initial={initial}: {reason}; use one of {', '.join(FREE)}")
     solvable = make if operator.affine is not None else partial(_dense, task)
     if initial == "greedy":
-        rule = registry.get("rules", "greedy")
-        parameters = rule.parameters(DENSE)(solve=solve)
-        fitted = rule.fit(task, solvable, parameters, context).preconditioner
-        _adopt(operator, fitted.numbers, make)
+        fitted = greedy.fit(task, solvable, greedy.GreedyParameters(solve=solve), context)
+        _adopt(operator, fitted.preconditioner.numbers, make)
         return
     target = "truth" if initial == "lmmse" else "mismatch"
     given = lesson(task, target, label, solve.units, context)
-    candidates = {}
-    images = task.images.validation.first(context.budget.validation_images)
-    for ridge in RIDGES:
+
+    def least_squares(ridge: float) -> None:
         _adopt(operator, best_numbers(solvable(1), given, ridge, task)[None], make)
         normalise(operator, task)
-        state = copy.deepcopy(operator.state_dict())
-        candidates[ridge] = validate(reconstructor, task, images), state
-    best = max(candidates, key=lambda ridge: candidates[ridge][0])
-    operator.load_state_dict(candidates[best][1])
-    context.notes["initial.ridge"] = best
+
+    choose_ridge(reconstructor, least_squares, task, context)
 
 
 def obstacle(operator: LinearOperator, task: Task) -> str | None:
     """Why only the choices in `FREE` can be had for an operator, or None."""
+    if operator.affine is None and type(operator).approximate is LinearOperator.approximate:
+        return f"{type(operator).__name__} can neither be solved for nor approximate a matrix"
     numbers = (task.shape[1] * task.shape[2]) ** 2
     if operator.affine is not None:
         numbers = operator.numbers[0].numel()

@@ -39,7 +39,7 @@ class LMMSE:
         return self.mean + (centred @ self.matrix.T).view(-1, *self.mean.shape)
 
 
-def fit(task: Task) -> LMMSE:
+def fit(task: Task, count: int | None = None) -> LMMSE:
     """W = C_xy (C_yy + (noise^2 + ridge v) I)^-1 from the training images' second moments.
 
     C_xy and C_yy come from the clean images and A, so no noise is drawn; v is the mean variance of
@@ -47,12 +47,19 @@ def fit(task: Task) -> LMMSE:
     are tried as they are and in four quarter turns of their phase, which makes the map
     complex-linear; the better on validation images stays.
 
+    Args:
+        task: the task.
+        count: how many training images are used; None for all.
+
     Raises:
-        UserError: the measurements are complex numbers, or too many for a dense covariance.
+        UserError: the measurements are complex numbers, or too many for a dense covariance; or the
+            images are all alike.
     """
     if reason := unavailable(task):
         raise UserError(f"{reason}: use another start")
-    images = task.pixels(task.images.train)
+    images = task.pixels(task.images.train.first(count))
+    if not (images - images[:1]).any():
+        raise UserError("an LMMSE map needs at least two different training images: give more")
     validation = task.images.validation
     truth, observed = task.pixels(validation), task.measure(validation)
 

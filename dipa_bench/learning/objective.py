@@ -19,6 +19,8 @@ from dipa_bench.parameters import Parameters, Search
 from dipa_bench.preconditioners import State
 from dipa_bench.tasks.base import Task
 
+ROUNDING = 1e-4  # of the largest gradient of a run, in norm
+
 
 class DistillParameters(Parameters):
     """The teacher, and the weights of the losses."""
@@ -79,7 +81,8 @@ def distillation_loss(
     """The loss w_grad L_grad + w_target (L_imit or L_sup) + lambda_R R(P) of one batch.
 
     L_grad with ``alignment=end`` is taken at the two final reconstructions, with the last
-    iteration's k. R is the mean over the operators, where there is one for each iteration.
+    iteration's k; with ``along`` gradients that are rounding beside the run's largest do not count.
+    R is the mean over the operators, where there is one for each iteration.
 
     Args:
         reconstructor: the student.
@@ -100,10 +103,12 @@ def distillation_loss(
         return losses.gradient_alignment(direction, targets.gradients[batch.index])
 
     def along(batch: Batch, run: Unrolled) -> Tensor:
-        path = targets.path[batch.index]
-        pairs = zip(run.directions, run.iterations, strict=True)
-        terms = [losses.gradient_alignment(made, path[:, k]) for made, k in pairs]
-        return torch.stack(terms).mean()
+        path = targets.path[batch.index][:, run.iterations.start :]
+        made = torch.stack(run.directions, dim=1)
+        told = sizeable(made.detach()) & sizeable(path)
+        if not told.any():
+            return made.new_zeros(())
+        return losses.gradient_alignment(made[told], path[told])
 
     def regularisation(batch: Batch) -> Tensor:
         student, teacher = mismatch.student[batch.index], mismatch.teacher[batch.index]
@@ -132,3 +137,12 @@ def distillation_loss(
         return total
 
     return loss
+
+
+def sizeable(directions: Tensor) -> Tensor:
+    """Which of B x K x C x H x W directions are more than rounding beside the run's largest, B x K.
+
+    The first gradient is 0 where A A^T = I and the start is A^T y: it has no angle.
+    """
+    norms = directions.flatten(2).norm(dim=2)
+    return norms > ROUNDING * norms.amax(dim=1, keepdim=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ class RuleSpec:
         fixed_point, cost: see `Method`.
         paper: where it comes from.
         affine: whether the operator must be linear in its numbers.
-        each: whether an operator is fitted for each iteration.
+        each: (parameters) -> whether an operator is fitted for each iteration.
         held: copies of the numbers that a fit keeps in memory.
         largest: numbers of one operator, beyond which a fit is out of reach; None without limit.
         stochastic, unrolled: see `Method`.
@@ -51,7 +50,7 @@ class RuleSpec:
     cost: str = "2 operator calls, 1 denoiser call"
     paper: str = ""
     affine: bool = False
-    each: bool = False
+    each: Callable[[Any], bool] = lambda parameters: False
     held: int = 2
     largest: int | None = None
     stochastic: bool = False
@@ -98,7 +97,7 @@ def cell(operator: OperatorSpec, rule: RuleSpec) -> Method:
         return getattr(parameters, "operator", operator.parameters())
 
     def fit(task: Task, parameters: Any, context: FitContext) -> Iterative:
-        if reason := _obstacle(operator, structure(parameters), rule, task):
+        if reason := refuses(task, parameters):
             raise UserError(reason)
 
         def make(copies: int) -> LinearOperator:
@@ -107,8 +106,12 @@ def cell(operator: OperatorSpec, rule: RuleSpec) -> Method:
 
         return rule.fit(task, make, parameters, context)
 
-    def skip(task: Task) -> str | None:
-        return _obstacle(operator, operator.parameters(), rule, task)
+    def refuses(task: Task, parameters: Any) -> str | None:
+        copies = task.iterations if rule.each(parameters) else 1
+        return _obstacle(operator, structure(parameters), copies, rule, task)
+
+    def narrow(task: Task, space: dict[str, Search]) -> dict[str, Search]:
+        return rule.narrow(operator, task, operator.narrowed(task.shape, space))
 
     return Method(
         name=f"{operator.name}+{rule.name}",
@@ -123,15 +126,15 @@ def cell(operator: OperatorSpec, rule: RuleSpec) -> Method:
         unrolled=rule.unrolled,
         paper="; ".join(filter(None, (operator.paper, rule.paper))),
         published=rule.published,
-        skip=skip,
+        refuses=refuses,
         fixed_point=rule.fixed_point,
         cost=rule.cost,
-        narrow=partial(rule.narrow, operator),
+        narrow=narrow,
     )
 
 
 def _obstacle(
-    operator: OperatorSpec, structure: Parameters, rule: RuleSpec, task: Task
+    operator: OperatorSpec, structure: Parameters, copies: int, rule: RuleSpec, task: Task
 ) -> str | None:
     """Why images have no such operator, or its fit cannot be held in memory or computed."""
     if reason := operator.obstacle(task.shape):
@@ -146,7 +149,6 @@ def _obstacle(
             f"{rule.name} fits at most {rule.largest:,} numbers of an operator, not {numbers:,}: "
             "lower problem.size or choose a structured operator"
         )
-    copies = task.iterations if rule.each else 1
     needed = rule.held * copies * numbers * torch.finfo(task.dtype).bits // 8
     free = devices.available_memory(task.device)
     if needed <= free:

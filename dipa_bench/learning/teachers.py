@@ -110,6 +110,10 @@ class TeacherCache:
             **{name.removeprefix("solve."): value for name, value in values.items()}
         )
 
+    def step(self, task: Task, label: float, settings: SolveParameters) -> float:
+        """The teacher's absolute step alpha_t."""
+        return float(_solver(task, label, settings).step_size)
+
     def targets(
         self,
         task: Task,
@@ -144,7 +148,7 @@ class TeacherCache:
             found, seconds = kept
             self.saved += seconds
         on_device = {name: part.to(task.device) for name, part in found.items()}
-        return Targets(step=float(solver.step_size), **on_device)
+        return Targets(step=self.step(task, label, settings), **on_device)
 
     def _key(self, task: Task, label: float, images: ImageSet, values: list) -> str:
         algorithm = [task.solver, task.iterations, label, task.largest(label)]

@@ -49,7 +49,7 @@ class LinearOperator(Preconditioner):
         self.numbers.data.mul_(factor)
 
     def approximate(self, matrix: Tensor) -> None:
-        """Makes every P the member of the family that is nearest to an n x n matrix.
+        """Makes every P a member of the family that is near to an n x n matrix.
 
         Args:
             matrix: n x n, that all channels share (n = H W) or over all (n = C H W).

@@ -10,9 +10,11 @@ import torch
 from pydantic import Field, field_validator
 
 from dipa_bench.errors import UserError
-from dipa_bench.parameters import Parameters, Search
+from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import linear, structured
 from dipa_bench.preconditioners.linear import LinearOperator, Shape
+
+Choices = tuple[Value, ...]
 
 
 class NoStructure(Parameters):
@@ -30,6 +32,7 @@ class OperatorSpec:
         parameters: of its structure, e.g. a rank; the method's parameters below ``operator.``.
         paper: where it comes from.
         obstacle: the reason why images of a shape cannot have it, or None.
+        narrow: (shape, choices) -> those choices of its only parameter that images can have.
     """
 
     name: str
@@ -39,6 +42,17 @@ class OperatorSpec:
     parameters: type[Parameters] = NoStructure
     paper: str = ""
     obstacle: Callable[[Shape], str | None] = lambda shape: None
+    narrow: Callable[[Shape, Choices], Choices] = lambda shape, choices: choices
+
+    def narrowed(self, shape: Shape, space: dict[str, Search]) -> dict[str, Search]:
+        """A method's search space with the choices of the structure that images can have."""
+        found = dict(space)
+        for name in self.parameters.model_fields:
+            search = space.get(f"operator.{name}")
+            if search is not None and search.choices:
+                kept = self.narrow(shape, search.choices)
+                found[f"operator.{name}"] = Search(choices=kept or search.choices)
+        return found
 
     def sample(self, shape: Shape, parameters: Parameters | None = None) -> LinearOperator:
         """One with the given or default parameters, without memory for its numbers."""
@@ -97,16 +111,18 @@ def _convolution(shape: Shape, parameters: Kernel, copies: int) -> LinearOperato
     return linear.Convolution(copies, size)
 
 
+def _divisors(shape: Shape, choices: Choices) -> Choices:
+    return tuple(block for block in choices if all(side % block == 0 for side in shape[1:]))
+
+
+def _no_larger(shape: Shape, choices: Choices) -> Choices:
+    return tuple(size for size in choices if size <= min(shape[1:]))
+
+
 def _no_powers_of_two(shape: Shape) -> str | None:
     if all(side & (side - 1) == 0 for side in shape[1:]):
         return None
     return f"a Hadamard transform needs powers of two, not {shape[1]} x {shape[2]} pixels"
-
-
-def _no_blocks(shape: Shape) -> str | None:
-    if all(side % 4 == 0 for side in shape[1:]):
-        return None
-    return f"blocks of up to 4 pixels do not divide {shape[1]} x {shape[2]} pixels"
 
 
 SCALAR = OperatorSpec(
@@ -129,6 +145,7 @@ CONVOLUTION = OperatorSpec(
     summary="one small circular kernel",
     build=_convolution,
     parameters=Kernel,
+    narrow=_no_larger,
 )
 
 DENSE = OperatorSpec(
@@ -173,7 +190,7 @@ BLOCK_CIRCULANT = OperatorSpec(
         shape, parameters.block, copies
     ),
     parameters=Block,
-    obstacle=_no_blocks,
+    narrow=_divisors,
 )
 
 HADAMARD = OperatorSpec(

@@ -68,7 +68,7 @@ class LowRank(LinearOperator):
     def approximate(self, matrix: Tensor) -> None:
         """s is the median eigenvalue of the symmetric part; the rest by singular triples.
 
-        Exact for s I + U V^T with a rank below a quarter of the pixels: the others are s.
+        Exact for s I + U V^T with a rank below half the pixels: the others are s.
         """
         shared = mean_block(matrix, self.shape).double()
         shift = torch.linalg.eigvalsh((shared + shared.T) / 2).median()
@@ -141,7 +141,10 @@ class BlockCirculant(LinearOperator):
         super().__init__(copies, shape)
         _, height, width = shape
         if height % block or width % block:
-            raise UserError(f"block = {block} does not divide {height} x {width} pixels")
+            raise UserError(
+                f"operator.block = {block} does not divide {height} x {width} pixels: give a "
+                "divisor"
+            )
         self.block = block
         kernel = torch.zeros(block * block, height, width)
         kernel[:, 0, 0] = 1

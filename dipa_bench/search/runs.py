@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -119,7 +120,8 @@ class Row:
     def obstacle(self, task: Task) -> tuple[str, str] | None:
         """Why there is nothing to search: the state and reason of the method's record, or None."""
         try:
-            reason = self.method.unsuitable(task)
+            frozen = parameters.build(self.method.parameters, self.defaults(task))
+            reason = self.method.unsuitable(task, frozen)
             self.published(task)
             self.space(task)
         except Exception as error:  # a stranger's functions may fail in any way
@@ -159,7 +161,7 @@ class Workbench:
         task: made from its problem.
         folder: of the study, on disk.
         environment: versions and device, for the records.
-        lmmse: the LMMSE map of the task, fitted on first use.
+        lmmse: the LMMSE map of the task and the budget's images, fitted on first use.
     """
 
     study: StudyFile
@@ -167,7 +169,11 @@ class Workbench:
     folder: Path
     teachers: TeacherCache
     environment: Mapping[str, Value]
-    lmmse: Once = field(default_factory=lambda: Once(lmmse.fit))
+    lmmse: Once = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = self.study.budget.train_images
+        object.__setattr__(self, "lmmse", Once(partial(lmmse.fit, count=count)))
 
     @property
     def saved(self) -> float:

@@ -74,11 +74,12 @@ class Operators:
 
 
 @dataclass(frozen=True)
-class PublishedSteps:
-    """The paper's absolute steps for student and teacher."""
+class PublishedSettings:
+    """The paper's absolute steps for student and teacher, and its optimiser (weight decay 1e-2)."""
 
     student: float = 0.4
     teacher: float = 0.7
+    optimizer: str = "adam"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class TaskSpec:
     options: type[Parameters]
     operators: Callable[[Any, Geometry], Operators]
     dataset: str
-    published: PublishedSteps = PublishedSteps()
+    published: PublishedSettings = PublishedSettings()
     prepare: Callable[[Splits, Any], Splits] = real_images
 
 

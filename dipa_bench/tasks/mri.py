@@ -23,7 +23,7 @@ from dipa_bench.data.complex import complex_images
 from dipa_bench.data.images import Splits
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import Parameters
-from dipa_bench.tasks.base import Geometry, Operators, TaskSpec, TeacherSpec
+from dipa_bench.tasks.base import Geometry, Operators, PublishedSettings, TaskSpec, TeacherSpec
 
 ACCELERATIONS = (3.0, 2.0, 1.0)  # of the published teachers
 GENERATORS = {
@@ -159,4 +159,5 @@ SPEC = TaskSpec(
     operators=operators,
     dataset="brain",
     prepare=prepare,
+    published=PublishedSettings(optimizer="adamw"),
 )

@@ -456,7 +456,7 @@ def test_what_is_searched(task):
 
 def test_large_problems_are_skipped(context, monkeypatch):
     """More than 4096^2 numbers an operator, or more of all operators than there is memory."""
-    skip = full_linear.METHOD.skip
+    skip = full_linear.METHOD.unsuitable
     large = small_task("deblur", (1, 64, 65), count=1)
     assert "at most 16,777,216 numbers of an operator, not 17,305,600" in skip(large)
     with pytest.raises(UserError, match="17,305,600"):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.greedy import published
 from baselines.scalar import METHOD
 from dipa_bench.data.images import Splits
+from dipa_bench.learning.greedy import published
 from dipa_bench.learning.least_squares.scalar import greedy_step
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Scalar, State

@@ -253,7 +253,7 @@ def test_the_default_ridge_and_start_can_be_searched(task):
     for name in AFFINE:
         method = registry.get("methods", f"{name}+closed-form")
         found = space(method.parameters, task.solver, task)
-        assert ("ridge" in found) == (name != "scalar")
+        assert "ridge" not in found  # by default the best on validation images
         assert ("target" in found) == ("teacher" in found) == (name != "scalar")
         if name != "scalar":
             assert found["target"].choices == ("mismatch", "truth")

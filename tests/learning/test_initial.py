@@ -11,8 +11,8 @@ from dipa_bench.errors import UserError
 from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning import initial as module
 from dipa_bench.learning import losses
-from dipa_bench.learning.closed_form import best_numbers, lesson, normalise
-from dipa_bench.learning.initial import FREE, RIDGES, initialise
+from dipa_bench.learning.closed_form import RIDGES, best_numbers, lesson, normalise
+from dipa_bench.learning.initial import FREE, initialise
 from dipa_bench.parameters import build, defaults, space
 from dipa_bench.preconditioners import (
     Dense,
@@ -118,7 +118,7 @@ def test_the_ridge_is_the_best_on_validation_images(task, name, initial, copies,
         quality[ridge], numbers[ridge] = psnr(estimate, x).mean().item(), operator.numbers
     best = max(quality, key=quality.get)
     assert max(quality.values()) > min(quality.values())
-    assert found.notes["initial.ridge"] == best
+    assert found.notes["ridge"] == best
     assert len(made.preconditioner.numbers) == copies
     torch.testing.assert_close(
         made.preconditioner.numbers.detach(), numbers[best].expand(copies, *numbers[best].shape[1:])
@@ -131,7 +131,7 @@ def test_others_are_near_the_dense_solution(task, name, context):
     found = context()
     made = start(task, name, "lmmse", found, K).preconditioner
     given = lesson(task, "truth", 2.0, "relative", context())
-    dense = best_numbers(Dense(task.shape).double(), given, found.notes["initial.ridge"], task)
+    dense = best_numbers(Dense(task.shape).double(), given, found.notes["ridge"], task)
     expected = OPERATORS[name](task, 1).double()
     expected.approximate(dense)
     normalise(expected, task)
@@ -281,4 +281,4 @@ def test_red_fista_starts_as_well(context):
     )
     found = context()
     start(task, "dense", "lmmse", found)
-    assert found.notes["initial.ridge"] in RIDGES
+    assert found.notes["ridge"] in RIDGES

@@ -303,28 +303,28 @@ def test_what_does_not_fit_is_skipped_with_a_reason(context, monkeypatch):
     odd = small_task("deblur", (1, 10, 12))
     for name, reason in (
         ("hadamard+greedy", "powers of two, not 10 x 12"),
-        ("block-circulant+distilled", "do not divide 10 x 12"),
+        ("block-circulant+distilled", "block = 4 does not divide 10 x 12"),
     ):
         method = registry.get("methods", name)
-        assert reason in method.skip(odd)
+        assert reason in method.unsuitable(odd)
         method.narrow(odd, space(method.parameters, odd.solver, odd))  # skipped, not failed
         with pytest.raises(UserError, match=reason):
             fit(method, odd, context())
     task = small_task()
     dense = registry.get("methods", "dense+greedy")
-    assert dense.skip(task) is None
+    assert dense.unsuitable(task) is None
     monkeypatch.setattr(devices, "available_memory", lambda device: 256**2 * 4 * 4)
-    assert "GiB" in dense.skip(task)
-    assert registry.get("methods", "hadamard+greedy").skip(task) is None
+    assert "GiB" in dense.unsuitable(task)
+    assert registry.get("methods", "hadamard+greedy").unsuitable(task) is None
 
 
 def test_more_numbers_than_least_squares_can_fit():
     """A matrix of 72 x 64 pixels is beyond the limit of greedy and closed form alone."""
     large = small_task("deblur", (1, 72, 64), count=1)
     for rule in ("greedy", "closed-form"):
-        reason = registry.get("methods", f"dense+{rule}").skip(large)
+        reason = registry.get("methods", f"dense+{rule}").unsuitable(large)
         assert "at most 16,777,216 numbers" in reason
-        assert registry.get("methods", f"pointwise+{rule}").skip(large) is None
+        assert registry.get("methods", f"pointwise+{rule}").unsuitable(large) is None
 
 
 def test_r_is_the_mean_over_the_operators(context):

@@ -117,6 +117,6 @@ RULE = RuleSpec(
     cost="2 operator calls, 1 denoiser call; one least-squares problem for each iteration",
     paper=PAPER,
     affine=True,
-    each=True,
+    each=lambda parameters: True,
     largest=LARGEST,
 )
