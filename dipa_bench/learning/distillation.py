@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, create_model
 
+from dipa_bench.errors import UserError
 from dipa_bench.learning.initial import FREE, Initial, initialise, obstacle
 from dipa_bench.learning.objective import DistillParameters, Mismatch, distillation_loss
 from dipa_bench.learning.rules import Maker, RuleSpec
@@ -115,12 +116,16 @@ def published(task: Task) -> dict[str, Value]:
 
 def narrow(operator: OperatorSpec, task: Task, space: dict[str, Search]) -> dict[str, Search]:
     """Leaves out the initial operators that cannot be had: for want of size, or of a teacher."""
-    if "train.initial" not in space or operator.obstacle(task.shape):
+    if "train.initial" not in space:
+        return space
+    try:
+        sample = operator.sample(task.shape)
+    except UserError:  # defaults that do not fit: the row is skipped, or has others
         return space
     choices = space["train.initial"].choices
     if "distill.teacher" not in space:
         choices = tuple(choice for choice in choices if choice != "mismatch")
-    if obstacle(operator.sample(task.shape), task):
+    if obstacle(sample, task):
         choices = FREE if "distill.teacher" in space else FREE[:1]
     return space | {"train.initial": Search(choices=choices)}
 
