@@ -135,11 +135,12 @@ class WholeGradientRED(REDFISTA):
     def update(self, point: Tensor, direction: Tensor) -> Tensor:
         return descend(point, direction, self.step_size)
 
-    def advance(self, state: State, preconditioner: Preconditioner) -> State:
+    def proceed(self, state: State, preconditioner: Preconditioner) -> tuple[State, Tensor]:
         pull = self.weight * (state.point - self.prior(state.point, self.strength))
         whole = state.gradient + pull
-        following = self.step(state, preconditioner(whole, state))
-        return replace(following, memory=preconditioner.remember(whole, state))
+        direction = preconditioner(whole, state)
+        memory = preconditioner.remember(whole, state)
+        return replace(self.step(state, direction), memory=memory), direction
 
 
 def fit(task: Task, parameters: WeightedProximalParameters, context: FitContext) -> Iterative:

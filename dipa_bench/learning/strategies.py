@@ -135,10 +135,7 @@ def _iterate(
     """The state `count` iterations later, and the directions on the way."""
     directions = []
     for _ in range(count):
-        state = solver.linearise(state)
-        direction = preconditioner(state.gradient, state)
-        memory = preconditioner.remember(state.gradient, state)
-        state = replace(solver.step(state, direction), memory=memory)
+        state, direction = solver.proceed(solver.linearise(state), preconditioner)
         directions.append(direction)
     return state, directions
 

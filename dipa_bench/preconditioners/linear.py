@@ -154,11 +154,6 @@ class Dense(LinearOperator):
         rows = gradient.flatten(1 if self.joint else 2)
         return (rows @ matrix.T).view_as(gradient)
 
-    def approximate(self, matrix: Tensor) -> None:
-        side = self.matrix.shape[-1]
-        fitting = over_channels(matrix, side) if self.joint else mean_block(matrix, self.shape)
-        self.matrix.data.copy_(fitting.expand_as(self.matrix))
-
     def dense(self, shape: Shape, state: State) -> Tensor:
         matrix = self.matrix.detach()[min(state.iteration, self.copies - 1)]
         return over_channels(matrix, shape[0] * shape[1] * shape[2]).clone()

@@ -1,6 +1,6 @@
 """Learned linear operators with fewer than n^2 numbers, or with a constraint.
 
-All start as the identity. `LinearOperator.approximate` projects a dense matrix on each family.
+All start as the identity. Those that least squares cannot fit approximate a dense solution.
 """
 
 from __future__ import annotations
@@ -162,26 +162,6 @@ class BlockCirculant(LinearOperator):
         turned = torch.fft.irfft2(mixed, s=(height // step, width // step))
         return nn.functional.pixel_shuffle(turned.flatten(1, 2), step)
 
-    def approximate(self, matrix: Tensor) -> None:
-        """The mean over all shifts by `block`: the nearest in Frobenius norm."""
-        _, height, width = self.shape
-        step = self.block
-        columns = mean_block(matrix, self.shape).T.reshape(height, width, height, width)
-        kernels = torch.stack(
-            [
-                torch.stack(
-                    [
-                        columns[i, j].roll((-i, -j), (0, 1))
-                        for i in range(row, height, step)
-                        for j in range(column, width, step)
-                    ]
-                ).mean(0)
-                for row in range(step)
-                for column in range(step)
-            ]
-        )
-        self.kernels.data.copy_(kernels.expand_as(self.kernels))
-
 
 class HadamardDiagonal(LinearOperator):
     """P = W diag(d) W with the orthonormal 2-D Walsh-Hadamard transform W (natural order).
@@ -212,13 +192,6 @@ class HadamardDiagonal(LinearOperator):
         down, across = self.down.to(gains.dtype), self.across.to(gains.dtype)
         size = gains.numel()  # of the squared norm of a row of signs
         return down @ (gains / size * (down @ gradient @ across)) @ across
-
-    def approximate(self, matrix: Tensor) -> None:
-        """The diagonal of W P W."""
-        down, across = self.down.to(matrix.dtype), self.across.to(matrix.dtype)
-        basis = torch.kron(down, across)
-        gains = ((basis @ mean_block(matrix, self.shape)) * basis).sum(1) / len(basis)
-        self.gains.data.copy_(gains.view(self.shape[1:]).expand_as(self.gains))
 
 
 def _leading(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:

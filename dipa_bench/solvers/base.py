@@ -112,9 +112,13 @@ class Solver(ABC):
 
     def advance(self, state: State, preconditioner: Preconditioner) -> State:
         """One whole iteration on a linearised state, the preconditioner's memory included."""
+        return self.proceed(state, preconditioner)[0]
+
+    def proceed(self, state: State, preconditioner: Preconditioner) -> tuple[State, Tensor]:
+        """As `advance`, with the direction that was taken; what a solver variant overrides."""
         direction = preconditioner(state.gradient, state)
         memory = preconditioner.remember(state.gradient, state)
-        return replace(self.step(state, direction), memory=memory)
+        return replace(self.step(state, direction), memory=memory), direction
 
     def run(
         self,

@@ -25,7 +25,7 @@ def best_numbers(
         lessons: the training images where the operator is to act.
         criterion: what is minimised.
         operator: still the identity; its numbers are read, not changed.
-        ridge: rho, relative to the mean of |B e|^2 over random unit e.
+        ridge: rho, relative to |B e|^2 of one random unit e, which is near its mean.
 
     Returns:
         One entry of `operator.numbers`, float64, as it is kept.
