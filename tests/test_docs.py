@@ -9,6 +9,7 @@ from dipa_bench.registry import get
 
 ROOT = Path(__file__).parents[1]
 TASKS = (ROOT / "docs" / "tasks.md").read_text("utf-8")
+LEARNED = (ROOT / "docs" / "learned.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -21,7 +22,14 @@ def ours(kind):
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [("tasks", TASKS), ("datasets", TASKS), ("priors", TASKS), ("methods", README)],
+    [
+        ("tasks", TASKS),
+        ("datasets", TASKS),
+        ("priors", TASKS),
+        ("methods", README),
+        ("operators", LEARNED),
+        ("rules", LEARNED),
+    ],
 )
 def test_everything_registered_is_in_a_table(kind, text):
     for name in ours(kind):

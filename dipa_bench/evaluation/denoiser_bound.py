@@ -13,6 +13,7 @@ from dipa_bench.priors.base import Prior
 from dipa_bench.tasks.base import Task
 
 IMAGES = 8  # training images
+FEWER = 2  # of them for priors without gradients, which work image by image and take their time
 LEVELS = 5  # strengths, the ends of the prior's range included
 STEPS = 20  # of the search for an expansive direction
 NOISE = 2 / 255  # the noise level that a prior's published strength stands for
@@ -71,7 +72,8 @@ def denoiser_bound(task: Task) -> DenoiserBound:
     Args:
         task: whose prior, operator and training images are used.
     """
-    prior, images = task.prior, task.images.train.first(IMAGES)
+    prior = task.prior
+    images = task.images.train.first(IMAGES if prior.differentiable else FEWER)
     clean = task.pixels(images)
     adjoint = task.student.A_adjoint(task.measure(images))
     uniform = _draw(torch.rand, clean, "uniform")
