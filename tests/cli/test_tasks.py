@@ -277,7 +277,7 @@ def test_dry_runs_train_only_where_a_row_does(run, prior, monkeypatch):
     assert ("skipped: training needs gradients" in done.out) == (prior == "nlm")
     monkeypatch.setattr("dipa_bench.devices.available_memory", lambda device: 1000)
     done = run("sr", "--dry-run", problem__prior="tv", rows="identity,ld*")
-    assert "skipped: training a dense P of 65,536 numbers takes" in " ".join(done.out.split())
+    assert "skipped: fitting 1 x 65,536 numbers takes" in " ".join(done.out.split())
 
 
 def test_learning_through_a_prior_without_gradients(call, run, work):
