@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from baselines.per_image import inner
-from dipa_bench.methods import FitContext, Iterative, Method
+from dipa_bench.methods import FitContext, Iterative, Method, relative
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.solvers import SolveParameters
@@ -99,10 +99,8 @@ def fit(task: Task, parameters: BarzilaiBorweinParameters, context: FitContext) 
 
 def published(task: Task) -> dict[str, Value]:
     """The rule as it stands: the full step from the last difference, without momentum."""
-    chosen = {"solve.units": "relative", "solve.step": 1.0, "solve.momentum": "none"}
-    if task.solver == "red-fista":
-        chosen["solve.weight"] = task.published_solve()["solve.weight"] / task.largest()
-    return task.published_solve() | chosen
+    chosen = {"solve.step": 1.0, "solve.momentum": "none"}
+    return relative(task.published_solve(), task.largest()) | chosen
 
 
 METHOD = Method(

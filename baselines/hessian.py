@@ -15,6 +15,7 @@ from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics
 from pydantic import Field
 from torch import Tensor
 
+from baselines.per_image import norm
 from dipa_bench.methods import FitContext, Iterative, Method, relative
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
@@ -91,8 +92,8 @@ def _conjugate_gradients(
         applied()
         return physics.A_adjoint(physics.A(v)) + mu * v
 
-    norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1).view(-1, 1, 1, 1)
-    unit = gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
+    size = norm(gradient)
+    unit = gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny)
     solution = conjugate_gradient(
         normal,
         unit,
@@ -101,7 +102,7 @@ def _conjugate_gradients(
         eps=torch.finfo(gradient.dtype).tiny,
         verbose=False,
     )
-    return norm * solution
+    return size * solution
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from baselines.per_image import inner, moved, norm
-from dipa_bench.methods import FitContext, Iterative, Method
+from dipa_bench.methods import FitContext, Iterative, Method, relative
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.solvers import SolveParameters
@@ -121,12 +121,10 @@ def published(task: Task) -> dict[str, Value]:
 
     Its theta_1 for PnP alone: the paper has no RED, which diverges with it.
     """
-    chosen = {"solve.units": "relative", "solve.step": 1.0, "solve.momentum": "none"}
-    if task.solver == "red-fista":
-        chosen["solve.weight"] = task.published_solve()["solve.weight"] / task.largest()
-    else:
+    chosen = {"solve.step": 1.0, "solve.momentum": "none"}
+    if task.solver == "pnp-fista":
         chosen["least"] = PUBLISHED
-    return task.published_solve() | chosen
+    return relative(task.published_solve(), task.largest()) | chosen
 
 
 METHOD = Method(

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from baselines.per_image import conjugate_gradients, inner, moved, norm
 from baselines.sr1 import PUBLISHED, SR1
-from dipa_bench.methods import FitContext, Iterative, Method
+from dipa_bench.methods import FitContext, Iterative, Method, relative
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.solvers import REDFISTA, SolveParameters
@@ -161,11 +161,8 @@ def fit(task: Task, parameters: WeightedProximalParameters, context: FitContext)
 
 def published(task: Task) -> dict[str, Value]:
     """SR1 with a full step and without momentum; strength and weight as for the other methods."""
-    chosen = {"solve.units": "relative", "solve.step": 1.0, "solve.momentum": "none"}
-    known = task.published_solve()
-    if "solve.weight" in known:
-        chosen["solve.weight"] = known["solve.weight"] / task.largest()
-    return known | chosen | {"metric": "sr1", "inner": 15}
+    chosen = {"solve.step": 1.0, "solve.momentum": "none", "metric": "sr1", "inner": 15}
+    return relative(task.published_solve(), task.largest()) | chosen
 
 
 def needs_red(task: Task) -> str | None:

@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dipa_bench.learning.least_squares import Criterion, Lesson, energy, minimiser
+from dipa_bench.learning.least_squares import LARGEST, Criterion, Lesson, energy, minimiser
 from dipa_bench.learning.rules import Maker, RuleSpec
 from dipa_bench.learning.unrolling import validate
 from dipa_bench.methods import FitContext, Iterative, relative
@@ -37,7 +37,6 @@ from dipa_bench.tasks.base import Task
 Target = Literal["mismatch", "truth"]
 POWER = 200  # iterations of the power method
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-LARGEST = 4096**2  # numbers of one operator: eigendecompositions in float64 of that side
 
 
 class ClosedFormParameters(Parameters):
@@ -66,7 +65,7 @@ class ClosedFormParameters(Parameters):
 
 def parameters_for(operator: OperatorSpec) -> type[ClosedFormParameters]:
     """A scalar has nothing to search: of one size, it is the identity."""
-    if operator.name != "scalar":
+    if not operator.single:
         return ClosedFormParameters
     plain = ClosedFormParameters()
     return frozen(ClosedFormParameters, target=plain.target, teacher=plain.teacher)
@@ -159,7 +158,7 @@ def fit(
 ) -> Iterative:
     """One P for all iterations, in closed form or by conjugate gradients."""
     operator = make(1).requires_grad_(False)
-    label = task.setting("teacher").default if parameters.teacher is None else parameters.teacher
+    label = task.label_or_default(parameters.teacher)
     given = lesson(task, parameters.target, label, parameters.solve.units, context)
     reconstructor = context.reconstructor(task, parameters.solve, operator)
 

@@ -69,7 +69,7 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
     distill = parameters.distill
     operator = make(task.iterations if parameters.train.operators == "each" else 1)
     reconstructor = context.reconstructor(task, parameters.solve, operator)
-    label = task.setting("teacher").default if distill.teacher is None else distill.teacher
+    label = task.label_or_default(distill.teacher)
     initial = parameters.train.initial
     initialise(reconstructor, make, initial, parameters.solve, label, task, context)
     images = task.images.train.first(context.budget.train_images)
@@ -141,7 +141,7 @@ def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
     single = frozen(OperatorTrainParameters, initial="identity")  # all others differ in size alone
 
     def parameters(operator: OperatorSpec) -> type[TrainedParameters]:
-        train = single if operator.name == "scalar" else OperatorTrainParameters
+        train = single if operator.single else OperatorTrainParameters
         parts = {"train": (train, train()), "distill": (terms, terms())}
         return create_model("TrainedParameters", __base__=TrainedParameters, **parts)
 

@@ -17,7 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dipa_bench.learning.least_squares import Criterion, Lesson, Objective, energy, minimiser
+from dipa_bench.learning.least_squares import (
+    LARGEST,
+    Criterion,
+    Lesson,
+    Objective,
+    energy,
+    minimiser,
+)
 from dipa_bench.learning.rules import Maker, RuleSpec
 from dipa_bench.methods import FitContext, Iterative, relative
 from dipa_bench.parameters import Parameters, Search, Value, frozen
@@ -27,7 +34,6 @@ from dipa_bench.tasks.base import Task
 
 PAPER = "Fahy, Golbabaee, Ehrhardt, Greedy Learning to Optimize, arXiv 2406.00260v9"
 BATCH = 64
-LARGEST = 4096**2  # numbers of one operator: eigendecompositions in float64 of that side
 
 
 class GreedyParameters(Parameters):
@@ -51,7 +57,7 @@ class GreedyParameters(Parameters):
 
 def parameters_for(operator: OperatorSpec) -> type[GreedyParameters]:
     """A scalar has no ridge to search."""
-    if operator.name != "scalar":
+    if not operator.single:
         return GreedyParameters
     return frozen(GreedyParameters, ridge=GreedyParameters().ridge)
 

@@ -10,13 +10,8 @@ from torch import Tensor
 
 from dipa_bench.errors import UserError
 from dipa_bench.learning import greedy
-from dipa_bench.learning.closed_form import (
-    LARGEST,
-    best_numbers,
-    choose_ridge,
-    lesson,
-    normalise,
-)
+from dipa_bench.learning.closed_form import best_numbers, choose_ridge, lesson, normalise
+from dipa_bench.learning.least_squares import LARGEST
 from dipa_bench.learning.rules import Maker
 from dipa_bench.methods import FitContext, Iterative
 from dipa_bench.preconditioners import Dense, LinearOperator, Scalar

@@ -31,6 +31,7 @@ class OperatorSpec:
             entries (1, or one for each iteration). Raises `UserError` where parameters do not fit.
         parameters: of its structure, e.g. a rank; the method's parameters below ``operator.``.
         paper: where it comes from.
+        single: whether P has one number, so that neither a ridge nor a direction is to be chosen.
         obstacle: the reason why images of a shape cannot have it, or None.
         narrow: (shape, choices) -> those choices of its only parameter that images can have.
     """
@@ -41,6 +42,7 @@ class OperatorSpec:
     build: Callable[[Shape, Any, int], LinearOperator]
     parameters: type[Parameters] = NoStructure
     paper: str = ""
+    single: bool = False
     obstacle: Callable[[Shape], str | None] = lambda shape: None
     narrow: Callable[[Shape, Choices], Choices] = lambda shape, choices: choices
 
@@ -130,6 +132,7 @@ SCALAR = OperatorSpec(
     title="Scalar",
     summary="s I",
     build=lambda shape, parameters, copies: linear.Scalar(copies),
+    single=True,
 )
 
 POINTWISE = OperatorSpec(

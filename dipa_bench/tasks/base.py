@@ -228,6 +228,10 @@ class Task:
             row.copy_(torch.randn(row.shape, generator=generator, dtype=row.dtype))
         return clean + self.noise * where_measured(physics, noise.to(self.device))
 
+    def label_or_default(self, label: float | None) -> float:
+        """A teacher's label; where none is given, the one that is used untuned."""
+        return self.setting("teacher").default if label is None else label
+
     def setting(self, name: str) -> Setting:
         """Ranges that depend on the task.
 

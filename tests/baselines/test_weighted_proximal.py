@@ -1,5 +1,7 @@
 """The weighted proximal method against dense solves of its steps and of RED's equation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -220,3 +222,18 @@ def test_needs_red():
     assert METHOD.unsuitable(small_task(solver="red-fista")) is None
     METHOD.published(task)
     assert set(space(METHOD.parameters, "red-fista", task)) >= {"metric", "inner", "solve.step"}
+
+
+def test_an_image_that_moved_by_rounding_has_the_scalar_metric():
+    """B of another image of the batch stays; one made of rounding would be anything."""
+    task = small_task("deblur", dtype=torch.float64)
+    state, gradient, _ = secant_state(task, 0.3)
+    v = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(9)).double()
+    step = ProximalStep("sr1", 0.3, 1.0, 5)
+    before = step.metric_at(gradient, state)(v)
+    assert not torch.allclose(before[0], v[0])
+    point = state.previous_point.clone()
+    point[0] = state.point[0] * (1 + 4 * torch.finfo(torch.float64).eps)
+    found = step.metric_at(gradient, replace(state, previous_point=point))(v)
+    torch.testing.assert_close(found[0], v[0])
+    torch.testing.assert_close(found[1:], before[1:])

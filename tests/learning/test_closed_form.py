@@ -6,7 +6,8 @@ import torch
 
 from dipa_bench import registry
 from dipa_bench.learning import losses
-from dipa_bench.learning.closed_form import RULE, best_numbers, lesson, normalise
+from dipa_bench.learning.closed_form import RIDGES, RULE, best_numbers, lesson, normalise
+from dipa_bench.learning.unrolling import validate
 from dipa_bench.parameters import build, defaults, space
 from dipa_bench.preconditioners import (
     BlockCirculant,
@@ -267,3 +268,17 @@ def test_a_fit_is_deterministic_and_reads_training_images_only(task, context):
     task.images.validation.pixels.zero_()
     second = fitted("dense", task, context(1))
     assert torch.equal(first.preconditioner.matrix, second.preconditioner.matrix)
+
+
+def test_by_default_the_ridge_is_the_best_on_the_budgets_validation_images(task, context):
+    """Each ridge fitted by itself and validated: the one that was taken leads."""
+    found = context(validation_images=5)
+    made = fitted("dense", task, found)
+    images = task.images.validation.first(5)
+    quality = {
+        ridge: validate(fitted("dense", task, context(), ridge=ridge), task, images)
+        for ridge in RIDGES
+    }
+    assert found.notes["ridge"] == max(quality, key=quality.get)
+    assert validate(made, task, images) == pytest.approx(max(quality.values()), abs=1e-6)
+    assert len({round(value, 3) for value in quality.values()}) > 1

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from dipa_bench.learning.distillation import LDIPA
-from dipa_bench.learning.objective import DistillParameters, Mismatch, distillation_loss
+from dipa_bench.learning.objective import (
+    DistillParameters,
+    Mismatch,
+    distillation_loss,
+    sizeable,
+)
 from dipa_bench.learning.strategies import GradientParameters
 from dipa_bench.learning.teachers import Targets
 from dipa_bench.learning.unrolling import Batch
@@ -342,3 +347,32 @@ def test_one_operator_for_each_iteration(context, strategy):
         cut = 2 if strategy == "truncated" and not weight else 0
         assert moved == [False] * cut + [True] * (4 - cut)
         assert not torch.equal(matrix[2], matrix[3])
+
+
+def test_gradients_that_are_rounding_have_no_angle():
+    """Beside the largest of its own run, not of the batch; a run of zeros has none at all."""
+    sizes = torch.tensor([[1e-6, 1.0, 2e-4], [3e-9, 1e-5, 1e-6], [0.0, 0.0, 0.0]])
+    directions = sizes.view(3, 3, 1, 1, 1).expand(3, 3, 1, 4, 4)
+    expected = [[False, True, True], [True, True, True], [False, False, False]]
+    assert sizeable(directions).tolist() == expected
+
+
+def test_along_a_noiseless_run_the_first_gradient_does_not_count(context):
+    """cs from A^T y: rounding at k = 0 would be half of a mean over two iterations."""
+    task = small_task("cs", noise=0.0, iterations=2, dtype=torch.float64, count=4)
+    reconstructor = context().reconstructor(task, SolveParameters(strength=0.1), Dense(task.shape))
+    truth, measured = task.pixels(task.images.train), task.measure(task.images.train)
+    generator = torch.Generator().manual_seed(0)
+    path = torch.randn(4, 2, 1, 16, 16, generator=generator, dtype=torch.float64)
+    parameters = DistillParameters(
+        target="sup", weight_target=0.0, weight_gradient=1.0, weight_mismatch=0.0, alignment="along"
+    )
+    targets = Targets(truth, truth, 1.0, path)
+    loss = distillation_loss(reconstructor, targets, None, parameters, GradientParameters(), task)
+    found = loss(Batch(torch.arange(4), measured, truth)).item()
+    solver, operator = reconstructor.solver, reconstructor.preconditioner
+    state = solver.linearise(solver.start(measured, task.student, operator))
+    state = solver.linearise(solver.advance(state, operator))
+    second, theirs = state.gradient.flatten(1), path[:, 1].flatten(1)
+    expected = 1 - torch.nn.functional.cosine_similarity(second, theirs).mean()
+    assert found == pytest.approx(expected.item(), rel=1e-9)

@@ -166,3 +166,13 @@ def test_turns_help_where_phases_are_arbitrary():
         for found in lmmse._candidates(task, task.pixels(task.images.train))
     )
     assert psnr(lmmse.fit(task)(observed), truth).mean().item() > plain + 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_that_are_all_alike_have_no_covariance(count):
+    """One image, or twice the same: one line instead of a singular matrix."""
+    task = small_task(noise=0.0)
+    if count > 1:
+        task.images.train.pixels[:] = task.images.train.pixels[0].clone()
+    with pytest.raises(UserError, match="at least two different training images"):
+        lmmse.fit(task, count)

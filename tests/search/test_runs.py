@@ -416,3 +416,31 @@ def test_a_matrix_over_all_channels_is_kept_whole() -> None:
     assert torch.equal(kept._of_one_channel(other, 2), other)
     assert torch.equal(kept._of_one_channel(mixing, 2), mixing)
     assert torch.equal(kept._of_one_channel(block, 1), block)
+
+
+def test_the_lmmse_start_reads_the_images_of_the_budget(tmp_path: Path, lab) -> None:
+    """No row has more training images than another: its mean is that of the first two."""
+    task = small_task()
+    for count in (2, None):
+        study = lab.resolved(["identity"], budget={"train_images": count})
+        bench = open_bench(study, tmp_path / str(count), task)
+        expected = task.pixels(task.images.train.first(count)).mean(0)
+        torch.testing.assert_close(bench.lmmse(task).mean, expected)
+
+
+@pytest.mark.parametrize(("block", "reason"), [(3, "operator.block = 3"), (4, None)])
+def test_what_a_row_freezes_decides_whether_it_can_be_had(block: int, reason, lab) -> None:
+    """A frozen structure that no image has is skipped with its reason, not tried and failed."""
+    rows = {"block-circulant+greedy": {"set": {"operator.block": block}}}
+    study = lab.resolved(rows)
+    found = Row.of(study, "block-circulant+greedy").obstacle(small_task())
+    assert (found and found[0]) == (reason and "skipped")
+    assert reason is None or reason in found[1]
+
+
+def test_a_frozen_structure_can_cure_the_defaults(lab) -> None:
+    """18 x 18 pixels have no blocks of 4, but of 2."""
+    task = small_task("deblur", (1, 18, 18))
+    for frozen, able in (({}, False), ({"operator.block": 2}, True)):
+        study = lab.resolved({"block-circulant+distilled": {"set": frozen}})
+        assert (Row.of(study, "block-circulant+distilled").obstacle(task) is None) == able

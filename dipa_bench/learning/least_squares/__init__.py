@@ -2,6 +2,6 @@
 linearly on its numbers."""
 
 from dipa_bench.learning.least_squares.minimiser import minimiser
-from dipa_bench.learning.least_squares.problem import Criterion, Lesson, Objective, energy
+from dipa_bench.learning.least_squares.problem import LARGEST, Criterion, Lesson, Objective, energy
 
-__all__ = ["Criterion", "Lesson", "Objective", "energy", "minimiser"]
+__all__ = ["LARGEST", "Criterion", "Lesson", "Objective", "energy", "minimiser"]

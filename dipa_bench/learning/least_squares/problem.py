@@ -22,6 +22,7 @@ from typing import Literal
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
+LARGEST = 4096**2  # numbers of one operator: eigendecompositions in float64 of that side
 NEGLIGIBLE = 1e-12  # gradients this small, relative to A^T y, teach nothing (squared norms)
 SOLVED = 1e-10  # |t|^2 this small, relative to |g|^2, is what rounding leaves of the plain step
 
