@@ -64,6 +64,16 @@ def available_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def mixes(device: torch.device) -> bool:
+    """Whether networks are trained in mixed precision there: on GPUs with bfloat16 alone."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def mixed(device: torch.device, enabled: bool) -> torch.autocast:
+    """A context in which matrix products and convolutions run in bfloat16 if `enabled`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
 def synchronise(device: torch.device) -> None:
     """Waits for queued work, so that clocks read true."""
     if device.type == "cuda":

@@ -1,6 +1,6 @@
 """Preconditioning operators: the interface, the identity and the learned linear ones."""
 
-from dipa_bench.preconditioners.base import Identity, Preconditioner, State
+from dipa_bench.preconditioners.base import Identity, Learned, Preconditioner, Shape, State
 from dipa_bench.preconditioners.linear import Convolution, Dense, LinearOperator, Pointwise, Scalar
 from dipa_bench.preconditioners.spec import OperatorSpec
 from dipa_bench.preconditioners.structured import (
@@ -18,12 +18,14 @@ __all__ = [
     "HadamardDiagonal",
     "Identity",
     "Kronecker",
+    "Learned",
     "LinearOperator",
     "LowRank",
     "OperatorSpec",
     "Pointwise",
     "Preconditioner",
     "Scalar",
+    "Shape",
     "State",
     "Symmetric",
 ]

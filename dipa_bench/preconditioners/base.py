@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 
 from dipa_bench.errors import UserError
+
+Shape = tuple[int, int, int]  # (C, H, W)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,39 @@ class Preconditioner(nn.Module):
         like = state.point
         columns = torch.eye(size, device=like.device, dtype=like.dtype).reshape(size, *shape)
         return torch.cat([self(block, state) for block in columns.split(256)]).reshape(size, size).T
+
+
+class Learned(Preconditioner):
+    """An operator with numbers that learning rules fit; made by an `OperatorSpec`.
+
+    Args:
+        copies: entries for single iterations that it holds; iteration k uses entry k, beyond them
+            the last.
+        shape: (C, H, W) of the images that it is made for; None for any.
+
+    Attributes:
+        affine: name of the parameter in which P is linear, if P has that one alone: then least
+            squares can find it (`dipa_bench.learning.least_squares`).
+    """
+
+    affine: ClassVar[str | None] = None
+
+    def __init__(self, copies: int, shape: Shape | None = None) -> None:
+        super().__init__()
+        self.copies = copies
+        self.shape = None if shape is None else tuple(shape)
+
+    def check(self, gradient: Tensor) -> None:
+        """Raises `UserError` for images of another shape than it is made for."""
+        if self.shape is not None and tuple(gradient.shape[1:]) != self.shape:
+            raise UserError(
+                f"this P was fitted for images of shape {self.shape}, not "
+                f"{tuple(gradient.shape[1:])}: fit it again at that size"
+            )
+
+    def entry(self, state: State) -> int:
+        """Which of the copies belongs to the state's iteration."""
+        return min(state.iteration, self.copies - 1)
 
 
 class Identity(Preconditioner):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from dipa_bench.errors import UserError
-from dipa_bench.preconditioners.base import Preconditioner, State
-
-Shape = tuple[int, int, int]
+from dipa_bench.preconditioners.base import Learned, Shape, State
 
 
-class LinearOperator(Preconditioner):
+class LinearOperator(Learned):
     """P_k g = act(g, numbers of iteration k): one operator for all iterations, or one for each.
 
     A subclass registers parameters whose first axis has `copies` entries, starts as the identity
@@ -22,18 +18,7 @@ class LinearOperator(Preconditioner):
     Args:
         copies: operators that are held: 1, or the number of iterations.
         shape: (C, H, W) of the images, where the numbers depend on it; others are refused.
-
-    Attributes:
-        affine: name of the parameter in which P is linear, if P has that one alone: then least
-            squares can find it (`dipa_bench.learning.least_squares`).
     """
-
-    affine: ClassVar[str | None] = None
-
-    def __init__(self, copies: int, shape: Shape | None = None) -> None:
-        super().__init__()
-        self.copies = copies
-        self.shape = None if shape is None else tuple(shape)
 
     def act(self, gradient: Tensor, *numbers: Tensor) -> Tensor:
         """The direction of one operator.
@@ -68,12 +53,8 @@ class LinearOperator(Preconditioner):
         return getattr(self, self.affine)
 
     def forward(self, gradient: Tensor, state: State) -> Tensor:
-        if self.shape is not None and tuple(gradient.shape[1:]) != self.shape:
-            raise UserError(
-                f"this P was fitted for images of shape {self.shape}, not "
-                f"{tuple(gradient.shape[1:])}: fit it again at that size"
-            )
-        entry = min(state.iteration, self.copies - 1)
+        self.check(gradient)
+        entry = self.entry(state)
         return self.act(gradient, *(part[entry] for part in self.parameters()))
 
 
@@ -155,7 +136,7 @@ class Dense(LinearOperator):
         return (rows @ matrix.T).view_as(gradient)
 
     def dense(self, shape: Shape, state: State) -> Tensor:
-        matrix = self.matrix.detach()[min(state.iteration, self.copies - 1)]
+        matrix = self.matrix.detach()[self.entry(state)]
         return over_channels(matrix, shape[0] * shape[1] * shape[2]).clone()
 
 

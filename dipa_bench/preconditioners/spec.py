@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import linear, structured
-from dipa_bench.preconditioners.linear import LinearOperator, Shape
+from dipa_bench.preconditioners.base import Learned, Shape
 
 Choices = tuple[Value, ...]
 
@@ -31,6 +31,8 @@ class OperatorSpec:
             entries (1, or one for each iteration). Raises `UserError` where parameters do not fit.
         parameters: of its structure, e.g. a rank; the method's parameters below ``operator.``.
         paper: where it comes from.
+        linear: whether P is linear in the gradient: only then R(P) is defined, and P has an initial
+            value other than the identity.
         single: whether P has one number, so that neither a ridge nor a direction is to be chosen.
         obstacle: the reason why images of a shape cannot have it, or None.
         narrow: (shape, choices) -> those choices of its only parameter that images can have.
@@ -39,9 +41,10 @@ class OperatorSpec:
     name: str
     title: str
     summary: str
-    build: Callable[[Shape, Any, int], LinearOperator]
+    build: Callable[[Shape, Any, int], Learned]
     parameters: type[Parameters] = NoStructure
     paper: str = ""
+    linear: bool = True
     single: bool = False
     obstacle: Callable[[Shape], str | None] = lambda shape: None
     narrow: Callable[[Shape, Choices], Choices] = lambda shape, choices: choices
@@ -56,7 +59,7 @@ class OperatorSpec:
                 found[f"operator.{name}"] = Search(choices=kept or search.choices)
         return found
 
-    def sample(self, shape: Shape, parameters: Parameters | None = None) -> LinearOperator:
+    def sample(self, shape: Shape, parameters: Parameters | None = None) -> Learned:
         """One with the given or default parameters, without memory for its numbers."""
         with torch.device("meta"):
             return self.build(shape, parameters or self.parameters(), 1)
@@ -106,7 +109,7 @@ class Block(Parameters):
     ] = 4
 
 
-def _convolution(shape: Shape, parameters: Kernel, copies: int) -> LinearOperator:
+def _convolution(shape: Shape, parameters: Kernel, copies: int) -> Learned:
     size, least = parameters.kernel, min(shape[1:])
     if size > least:
         raise UserError(f"kernel = {size} is larger than the images' {least} pixels: give less")

@@ -10,7 +10,8 @@ from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 from dipa_bench.errors import UserError
-from dipa_bench.preconditioners.linear import LinearOperator, Shape, mean_block
+from dipa_bench.preconditioners.base import Shape
+from dipa_bench.preconditioners.linear import LinearOperator, mean_block
 
 
 class Symmetric(LinearOperator):
