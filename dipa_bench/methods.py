@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from deepinv.physics import LinearPhysics
-from torch import Tensor
+from torch import Tensor, nn
 
 from dipa_bench import registry
 from dipa_bench.learning.lmmse import LMMSE
@@ -23,10 +24,12 @@ class Reconstructor(Protocol):
     """What a method's fit gives: it turns measurements into images.
 
     Attributes:
-        preconditioner: the operator inside, if there is one; its state is stored.
+        preconditioner: the operator inside, if there is one.
+        module: what a fit made, whose state is stored; None where there is nothing to store.
     """
 
     preconditioner: Preconditioner | None
+    module: nn.Module | None
 
     def run(
         self,
@@ -44,6 +47,10 @@ class Iterative:
 
     solver: Solver
     preconditioner: Preconditioner
+
+    @property
+    def module(self) -> Preconditioner:
+        return self.preconditioner
 
     def run(
         self,
@@ -70,6 +77,7 @@ class Direct:
     map: Callable[[Tensor, LinearPhysics], Tensor]
     operator_calls: int = 0
     preconditioner: Preconditioner | None = None
+    module: nn.Module | None = None
 
     def run(
         self,
@@ -83,6 +91,30 @@ class Direct:
 
 
 @dataclass(frozen=True)
+class EndToEnd:
+    """A trained network from measurements to images, without a prior of its own.
+
+    Attributes:
+        module: (y, physics) -> B x C x H x W.
+        operator_calls: applications of A or A^T it makes.
+    """
+
+    module: nn.Module
+    operator_calls: int = 0
+    preconditioner: Preconditioner | None = None
+
+    def run(
+        self,
+        measurement: Tensor,
+        physics: LinearPhysics,
+        *,
+        record: bool = False,
+        reference: Tensor | None = None,
+    ) -> Trajectory:
+        return Trajectory(self.module(measurement, physics), operator_calls=self.operator_calls)
+
+
+@dataclass(frozen=True)
 class Budget:
     """How much a learned method may spend on one fit.
 
@@ -90,12 +122,15 @@ class Budget:
         epochs: passes over the training images.
         train_images, validation_images: how many of the split are used; None for all.
         batch_size: images in one gradient step.
+        rungs: stages of training: each but the last has a third of the images of the next. A
+            search gives up at their ends what is not in the best third.
     """
 
     epochs: int = 4
     train_images: int | None = None
     validation_images: int | None = None
     batch_size: int = 16
+    rungs: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,6 +154,8 @@ class FitContext:
         lmmse: the affine LMMSE map of the training images, fitted once and shared.
         report: call with (step, validation PSNR); raises `Pruned` when the search gives up.
         progress: told of every epoch.
+        folder: where a long fit keeps the checkpoint from which it goes on; None keeps none.
+        earlier: seconds that this fit took before it was interrupted.
         notes: facts for the record, e.g. the gradient strategy.
         series: curves for the record, name to (step, value).
     """
@@ -129,6 +166,8 @@ class FitContext:
     lmmse: Callable[[Task], LMMSE]
     report: Callable[[int, float], None] = lambda step, value: None
     progress: Callable[[Progress], None] = lambda progress: None
+    folder: Path | None = None
+    earlier: float = 0.0
     notes: dict[str, Value] = field(default_factory=dict)
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
@@ -195,6 +234,8 @@ class Method:
         skip: the reason why the method does not apply to a task, or None.
         refuses: (task, parameters) -> the reason why these parameters cannot be had, or None.
         narrow: (task, search space) -> the part of the space that the task admits.
+        restore: (task, parameters, stored state, context) -> what `fit` gave, for the task at hand,
+            which may be another than it was fitted for; None for methods that cannot.
     """
 
     name: str
@@ -214,6 +255,7 @@ class Method:
     skip: Callable[[Task], str | None] = lambda task: None
     refuses: Callable[[Task, Any], str | None] = lambda task, parameters: None
     narrow: Callable[[Task, dict[str, Search]], dict[str, Search]] = lambda task, found: found
+    restore: Callable[[Task, Any, Mapping[str, Tensor], FitContext], Reconstructor] | None = None
 
     def untrainable(self, task: Task) -> str | None:
         """Why the method cannot be fitted through the task's prior; None where it can."""

@@ -173,7 +173,7 @@ def fit(
     return reconstructor
 
 
-def published(task: Task) -> dict[str, Value]:
+def published(operator: OperatorSpec, task: Task) -> dict[str, Value]:
     """Nothing is: the published solver settings, from zero (see `baselines.lmmse`)."""
     return relative(task.published_solve(), task.largest()) | {"solve.start": "zero"}
 

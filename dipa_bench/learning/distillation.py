@@ -1,7 +1,7 @@
 """DIPA: a student's operator learned from a teacher's reconstructions and gradients.
 
 The trained rules differ in their loss alone: `supervised` (L_sup), `imitated` (L_imit) and
-`distilled` (L_grad + L_imit), each without R(P) and, with ``-r``, with it.
+`distilled` (L_grad + L_imit), each without R(P) and, with ``-r``, with it (linear P only).
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import torch
 from pydantic import Field, create_model
 
 from dipa_bench.errors import UserError
+from dipa_bench.learning import networks
 from dipa_bench.learning.initial import FREE, Initial, initialise, obstacle
+from dipa_bench.learning.networks import NetworkTrainParameters, prepare
 from dipa_bench.learning.objective import DistillParameters, Mismatch, distillation_loss
 from dipa_bench.learning.rules import Maker, RuleSpec
 from dipa_bench.learning.strategies import GradientParameters, describe
 from dipa_bench.learning.unrolling import TrainParameters, train
-from dipa_bench.methods import FitContext, Iterative, Method
+from dipa_bench.methods import FitContext, Iterative, Method, untrainable
 from dipa_bench.parameters import Parameters, Search, Value, frozen
 from dipa_bench.preconditioners import OperatorSpec
 from dipa_bench.preconditioners.spec import (
@@ -55,7 +57,7 @@ class TrainedParameters(Parameters):
     """P is trained inside the very algorithm that will use it, so solver settings are shared."""
 
     solve: SolveParameters = SolveParameters()
-    train: OperatorTrainParameters = OperatorTrainParameters()
+    train: TrainParameters = TrainParameters()
     gradient: GradientParameters = GradientParameters()
     distill: DistillParameters = DistillParameters()
 
@@ -66,12 +68,11 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
     Returns:
         The solver with the P of the best epoch (epoch 0, the initial one, included).
     """
+    if not task.prior.differentiable:
+        raise UserError(untrainable(task.prior))
     distill = parameters.distill
-    operator = make(task.iterations if parameters.train.operators == "each" else 1)
-    reconstructor = context.reconstructor(task, parameters.solve, operator)
     label = task.label_or_default(distill.teacher)
-    initial = parameters.train.initial
-    initialise(reconstructor, make, initial, parameters.solve, label, task, context)
+    reconstructor = _initial(task, make, parameters, label, context)
     images = task.images.train.first(context.budget.train_images)
     targets = mismatch = None
     taught = distill.target == "imit" or distill.weight_gradient
@@ -95,16 +96,29 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
         step = context.teachers.step(task, label, settings)
         mismatch = Mismatch(student, teacher, step)
     loss = distillation_loss(reconstructor, targets, mismatch, distill, parameters.gradient, task)
-    context.notes |= {
-        "initial": initial,
-        "gradient_strategy": describe(parameters.gradient, task.iterations),
-    }
+    context.notes["gradient_strategy"] = describe(parameters.gradient, task.iterations)
     train(reconstructor, loss, images, parameters.train, task, context)
     return reconstructor
 
 
+def _initial(
+    task: Task, make: Maker, parameters: TrainedParameters, label: float, context: FitContext
+) -> Iterative:
+    """The solver with the operator that training starts from."""
+    train = parameters.train
+    if isinstance(train, OperatorTrainParameters):
+        operator = make(task.iterations if train.operators == "each" else 1)
+        reconstructor = context.reconstructor(task, parameters.solve, operator)
+        initialise(reconstructor, make, train.initial, parameters.solve, label, task, context)
+        context.notes["initial"] = train.initial
+        return reconstructor
+    reconstructor = context.reconstructor(task, parameters.solve, make(task.iterations))
+    prepare(reconstructor, task, context)
+    return reconstructor
+
+
 def published(task: Task) -> dict[str, Value]:
-    """The paper's settings; its learning rates are lost, so the rate is ours."""
+    """The paper's settings of a linear P; its learning rates are lost, so the rate is ours."""
     return task.published_solve() | {
         "train.learning_rate": 1e-4,
         "train.optimizer": task.spec.published.optimizer,
@@ -116,7 +130,7 @@ def published(task: Task) -> dict[str, Value]:
 
 def narrow(operator: OperatorSpec, task: Task, space: dict[str, Search]) -> dict[str, Search]:
     """Leaves out the initial operators that cannot be had: for want of size, or of a teacher."""
-    if "train.initial" not in space:
+    if not operator.linear or "train.initial" not in space:
         return space
     try:
         sample = operator.sample(task.shape)
@@ -142,6 +156,8 @@ def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
 
     def parameters(operator: OperatorSpec) -> type[TrainedParameters]:
         train = single if operator.single else OperatorTrainParameters
+        if not operator.linear:
+            train = NetworkTrainParameters
         parts = {"train": (train, train()), "distill": (terms, terms())}
         return create_model("TrainedParameters", __base__=TrainedParameters, **parts)
 
@@ -151,9 +167,10 @@ def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
         if term not in fixed
     }
 
-    def paper(task: Task) -> dict[str, Value]:
+    def paper(operator: OperatorSpec, task: Task) -> dict[str, Value]:
         teacher = {} if "teacher" in fixed else {"distill.teacher": task.labels[-1]}
-        return published(task) | weights | teacher
+        settings = published(task) if operator.linear else networks.published(task)
+        return settings | weights | teacher
 
     return RuleSpec(
         name=name,
@@ -168,7 +185,8 @@ def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
         held=HELD,
         stochastic=True,
         unrolled=True,
-        each=lambda parameters: parameters.train.operators == "each",
+        each=lambda parameters: getattr(parameters.train, "operators", "one") == "each",
+        linear="weight_mismatch" not in fixed,
         narrow=narrow,
     )
 

@@ -107,7 +107,7 @@ def _lessons(states: Sequence[State], truths: Sequence[Tensor]) -> list[Lesson]:
     return [Lesson(s.point, s.gradient, s.residual, truth) for s, truth in pairs]
 
 
-def published(task: Task) -> dict[str, Value]:
+def published(operator: OperatorSpec, task: Task) -> dict[str, Value]:
     """The learned operators as they are; all else as published for the solver."""
     return relative(task.published_solve(), task.largest()) | {"solve.step": 1.0}
 

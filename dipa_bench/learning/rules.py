@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from pydantic import create_model
+from torch import Tensor
 
 from dipa_bench import devices
 from dipa_bench.errors import UserError, brief
 from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.parameters import Parameters, Search, Value
-from dipa_bench.preconditioners import LinearOperator, OperatorSpec
+from dipa_bench.preconditioners import Learned, OperatorSpec, Shape
 from dipa_bench.tasks.base import Task
 
-Maker = Callable[[int], LinearOperator]
+Maker = Callable[[int], Learned]
 """(copies) -> a fresh operator as the identity, on the task's device and in its dtype."""
 
 
@@ -29,10 +31,11 @@ class RuleSpec:
         parameters: of the method for an operator, a model with a field `solve`; a cell adds the
             operator's own as `operator`.
         fit: (task, make, parameters, context) -> Iterative.
-        published: the published values as flat parameters.
+        published: (operator, task) -> the published values as flat parameters.
         fixed_point, cost: see `Method`.
         paper: where it comes from.
         affine: whether the operator must be linear in its numbers.
+        linear: whether it must be linear in the gradient.
         each: (parameters) -> whether an operator is fitted for each iteration.
         held: copies of the numbers that a fit keeps in memory.
         largest: numbers of one operator, beyond which a fit is out of reach; None without limit.
@@ -45,11 +48,12 @@ class RuleSpec:
     summary: str
     parameters: Callable[[OperatorSpec], type[Parameters]]
     fit: Callable[[Task, Maker, Any, FitContext], Iterative]
-    published: Callable[[Task], dict[str, Value]]
+    published: Callable[[OperatorSpec, Task], dict[str, Value]]
     fixed_point: str = "another: the data term is re-weighted by P"
     cost: str = "2 operator calls, 1 denoiser call"
     paper: str = ""
     affine: bool = False
+    linear: bool = False
     each: Callable[[Any], bool] = lambda parameters: False
     held: int = 2
     largest: int | None = None
@@ -69,7 +73,12 @@ class RuleSpec:
 
     def refuses(self, operator: OperatorSpec) -> str | None:
         """Why the rule cannot fit a kind of operator, or None."""
-        if self.affine and operator.sample((1, 16, 16)).affine is None:
+        if self.linear and not operator.linear:
+            return (
+                f"rule {self.name!r} needs a linear operator, for which R(P) is defined; "
+                f"{operator.name!r} is not: use {operator.name}+{self.name.removesuffix('-r')}"
+            )
+        if self.affine and (not operator.linear or operator.sample((1, 16, 16)).affine is None):
             return (
                 f"rule {self.name!r} needs an operator that is linear in its numbers; "
                 f"{operator.name!r} is not: use a trained rule, e.g. {operator.name}+distilled"
@@ -100,11 +109,19 @@ def cell(operator: OperatorSpec, rule: RuleSpec) -> Method:
         if reason := refuses(task, parameters):
             raise UserError(reason)
 
-        def make(copies: int) -> LinearOperator:
-            made = operator.build(task.shape, structure(parameters), copies)
+        def make(copies: int) -> Learned:
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(context.seed)
+                made = operator.build(task.shape, structure(parameters), copies)
             return made.to(task.device, task.dtype)
 
         return rule.fit(task, make, parameters, context)
+
+    def restore(
+        task: Task, parameters: Any, state: Mapping[str, Tensor], context: FitContext
+    ) -> Iterative:
+        made = restored(operator, task.shape, structure(parameters), state)
+        return context.reconstructor(task, parameters.solve, made.requires_grad_(False))
 
     def refuses(task: Task, parameters: Any) -> str | None:
         copies = task.iterations if rule.each(parameters) else 1
@@ -125,12 +142,45 @@ def cell(operator: OperatorSpec, rule: RuleSpec) -> Method:
         stochastic=rule.stochastic,
         unrolled=rule.unrolled,
         paper="; ".join(filter(None, (operator.paper, rule.paper))),
-        published=rule.published,
+        published=partial(rule.published, operator),
         refuses=refuses,
         fixed_point=rule.fixed_point,
         cost=rule.cost,
         narrow=narrow,
+        restore=restore,
     )
+
+
+def restored(
+    operator: OperatorSpec, shape: Shape, structure: Parameters, state: Mapping[str, Tensor]
+) -> Learned:
+    """An operator with stored numbers.
+
+    Args:
+        operator: its kind.
+        shape: (C, H, W) of the images that it is to work on.
+        structure: its parameters.
+        state: as `state_dict` gave it.
+
+    Raises:
+        UserError: the numbers are those of another structure, or of images of another shape.
+    """
+    single = operator.sample(shape, structure).state_dict()
+    copies = 1
+    if single.keys() == state.keys():
+        copies = max(
+            (len(state[name]) // max(len(part), 1) for name, part in single.items() if part.dim()),
+            default=1,
+        )
+    made = operator.build(shape, structure, max(copies, 1))
+    try:
+        made.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(
+            f"the stored numbers of {operator.name!r} do not fit images of shape {shape}: give "
+            "images of the size and channels it was fitted for"
+        ) from None
+    return made
 
 
 def _obstacle(

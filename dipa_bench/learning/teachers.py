@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from torch import Tensor
 from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.evaluation.metrics import psnr
+from dipa_bench.learning.checkpoint import write_whole
 from dipa_bench.preconditioners import Identity
 from dipa_bench.solvers import SolveParameters, Solver, build_solver
 from dipa_bench.tasks.base import Task
@@ -90,7 +88,7 @@ class TeacherCache:
         started = time.perf_counter()
         found = _tune(task, label, images, strengths)
         entry = {"settings": found.model_dump(mode="json"), "seconds": _since(started)}
-        _write(path, lambda name: name.write_text(json.dumps(entry)))
+        write_whole(path, lambda name: name.write_text(json.dumps(entry)))
         return found
 
     def settings(self, task: Task, label: float, units: str) -> SolveParameters:
@@ -143,7 +141,7 @@ class TeacherCache:
             started = time.perf_counter()
             found = _reconstruct(task, label, images, solver, path)
             entry = {"seconds": str(_since(started))}
-            _write(place, lambda name: save_file(found, name, metadata=entry))
+            write_whole(place, lambda name: save_file(found, name, metadata=entry))
         else:
             found, seconds = kept
             self.saved += seconds
@@ -243,16 +241,3 @@ def _read_targets(
         pass
     log.warning("cached teacher reconstructions %s are damaged; computed again", path)
     return None
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes through a temporary file, so that a crash leaves no half an entry."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,27 +1,30 @@
-"""Training an operator through the unrolled iteration, whatever the loss."""
+"""Training what a method fits, through the unrolled iteration or end to end, whatever the loss."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
-from dipa_bench.errors import Diverged, UserError
+from dipa_bench.errors import Diverged
 from dipa_bench.evaluation.metrics import psnr
-from dipa_bench.methods import FitContext, Iterative, Progress, untrainable
+from dipa_bench.learning.checkpoint import Checkpoint
+from dipa_bench.methods import FitContext, Progress, Reconstructor
 from dipa_bench.parameters import Parameters, Search
 from dipa_bench.tasks.base import Task
 
 EXPLODED = 1e3  # times the first loss
 BATCH = 64  # images in one validation run
+GROWTH = 3  # of the number of training images from rung to rung
 
 
 class TrainParameters(Parameters):
@@ -29,9 +32,17 @@ class TrainParameters(Parameters):
 
     learning_rate: Annotated[
         float,
-        Field(gt=0, description="at the start; falls to 0 as a cosine"),
+        Field(gt=0, description="at the start"),
         Search(5e-5, 1e-3, log=True),
     ] = 5e-4
+    schedule: Annotated[
+        Literal["cosine", "plateau"],
+        Field(
+            description="the rate falls to 0 as a cosine, or by half where validation has not "
+            "improved for `patience` epochs"
+        ),
+    ] = "cosine"
+    patience: Annotated[int, Field(ge=0, description="of `plateau`, in epochs")] = 2
     optimizer: Annotated[
         Literal["adam", "adamw"], Field(description="adam, or adamw with weight decay")
     ] = "adam"
@@ -54,86 +65,221 @@ class Batch:
     truth: Tensor
 
 
+Loss = Callable[[Batch], Tensor]
+
+
 def train(
-    reconstructor: Iterative,
-    loss: Callable[[Batch], Tensor],
+    reconstructor: Reconstructor,
+    loss: Loss,
     images: ImageSet,
     parameters: TrainParameters,
     task: Task,
     context: FitContext,
 ) -> None:
-    """Minimises `loss` over the preconditioner's parameters and keeps the best epoch's.
+    """Minimises `loss` over the parameters of `reconstructor.module` and keeps the best epoch's.
 
-    Best means highest validation PSNR; the initial operator competes as epoch 0.
+    Best means highest validation PSNR; what the fit starts from competes as epoch 0. A fit that
+    was interrupted goes on from its checkpoint, as if it had never stopped.
 
     Args:
-        reconstructor: its preconditioner is trained in place.
-        loss: of one batch, differentiable in the preconditioner's parameters.
+        reconstructor: its module is trained in place.
+        loss: of one batch, differentiable in the module's parameters.
         images: training images.
         parameters: of the optimiser.
         task: gives measurements and validation images.
-        context: budget, seed, reports.
+        context: budget, seed, reports, checkpoint folder.
 
     Raises:
-        UserError: no gradients pass through the prior.
         Diverged: the loss became NaN, infinite or a thousand times what it was.
         Pruned: from the context's report.
     """
-    if not task.prior.differentiable:
-        raise UserError(untrainable(task.prior))
-    operator = reconstructor.preconditioner
-    optimizer = _optimizer(operator, parameters)
-    generator = torch.Generator().manual_seed(context.seed)
-    truth, measured = task.pixels(images), task.measure(images)
-    validation = task.images.validation.first(context.budget.validation_images)
-    best = validate(reconstructor, task, validation)
-    state = copy.deepcopy(operator.state_dict())
-    losses: list[tuple[int, float]] = []
-    qualities, first = [(0, best)], None
-    started = time.perf_counter()
-    seconds = [(0, 0.0)]
-    context.series |= {
-        "train/loss": losses,
-        "train/seconds": seconds,
-        "val/psnr_by_epoch": qualities,
-    }
-    epochs = context.budget.epochs
-    steps = epochs * math.ceil(len(images) / context.budget.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    for epoch in range(1, epochs + 1):
-        total = 0.0
-        for index in _shuffled(len(images), context.budget.batch_size, generator):
-            place = index.to(task.device)
-            value = loss(Batch(place, measured[place], truth[place]))
-            number = value.item()
-            first = number if first is None else first
-            if not math.isfinite(number) or number > EXPLODED * max(abs(first), 1e-6):
-                raise Diverged(f"training loss {number:.3g} in epoch {epoch} (first: {first:.3g})")
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(operator.parameters(), parameters.clip)
-            optimizer.step()
-            schedule.step()
-            total += number * len(index)
-        quality = validate(reconstructor, task, validation)
-        losses.append((epoch, total / len(images)))
-        seconds.append((epoch, time.perf_counter() - started))
-        qualities.append((epoch, quality))
-        if quality > best:
-            best, state = quality, copy.deepcopy(operator.state_dict())
-        context.progress(Progress(epoch, epochs, total / len(images), quality))
-        context.report(epoch, quality)
-    operator.load_state_dict(state)
-    operator.requires_grad_(False)
-    context.notes |= {
-        "train_images": len(images),
-        "epochs": epochs,
-        "best_epoch": max(qualities, key=lambda pair: (pair[1], -pair[0]))[0],
-    }
+    training = _Training(reconstructor, loss, images, parameters, task, context)
+    checkpoint = Checkpoint(context.folder, training.key)
+    kept = checkpoint.read()
+    if kept is not None:
+        training.resume(*kept)
+    for _ in range(training.epoch, context.budget.epochs):
+        training.run_epoch()
+        checkpoint.offer(training.state)
+        training.tell()
+    training.finish()
+    checkpoint.drop()
+
+
+class _Training:
+    """What changes from epoch to epoch of one fit, and how."""
+
+    def __init__(
+        self,
+        reconstructor: Reconstructor,
+        loss: Loss,
+        images: ImageSet,
+        parameters: TrainParameters,
+        task: Task,
+        context: FitContext,
+    ) -> None:
+        self._reconstructor, self._loss, self._task = reconstructor, loss, task
+        self._context, self._clip = context, parameters.clip
+        self._module = reconstructor.module
+        self._optimizer = _optimizer(self._module, parameters)
+        self._generator = torch.Generator().manual_seed(context.seed)
+        self._images = len(images)
+        self._order = torch.arange(self._images)
+        if context.budget.rungs > 1:  # a part of the images is a random one
+            self._order = torch.randperm(self._images, generator=self._generator)
+        self._truth, self._measured = task.pixels(images), task.measure(images)
+        self._validation = task.images.validation.first(context.budget.validation_images)
+        self._schedule = self._scheduler(parameters)
+        self.epoch = 0
+        self._first: float | None = None
+        self._best = validate(reconstructor, task, self._validation)
+        self._state = copy.deepcopy(self._module.state_dict())
+        self._losses: list[tuple[int, float]] = []
+        self._qualities = [(0, self._best)]
+        self._seconds = [(0, 0.0)]
+        self._started = time.perf_counter()
+        context.series |= {
+            "train/loss": self._losses,
+            "train/seconds": self._seconds,
+            "val/psnr_by_epoch": self._qualities,
+        }
+        self.key = digests.of(
+            type(self._module).__name__,
+            [digests.of(name, part) for name, part in self._state.items()],
+            images.digest,
+            task.digest,
+            parameters.model_dump(mode="json"),
+            asdict(context.budget),
+            context.seed,
+        )
+
+    def run_epoch(self) -> None:
+        """One pass over the epoch's training images, and its validation."""
+        total, self.epoch = 0.0, self.epoch + 1
+        order = self._order[: self._images_in(self.epoch)]
+        shuffled = order[torch.randperm(len(order), generator=self._generator)]
+        for index in shuffled.split(self._context.budget.batch_size):
+            total += self._step(index.to(self._task.device)) * len(index)
+        quality = validate(self._reconstructor, self._task, self._validation)
+        if self._per_epoch:
+            self._schedule.step(quality)
+        self._losses.append((self.epoch, total / len(order)))
+        self._seconds.append((self.epoch, time.perf_counter() - self._started))
+        self._qualities.append((self.epoch, quality))
+        if quality > self._best:
+            self._best, self._state = quality, copy.deepcopy(self._module.state_dict())
+
+    def tell(self) -> None:
+        """Reports the last epoch; the search may give up there."""
+        epochs = self._context.budget.epochs
+        loss, quality = self._losses[-1][1], self._qualities[-1][1]
+        self._context.progress(Progress(self.epoch, epochs, loss, quality))
+        self._context.report(self.epoch, quality)
+
+    def finish(self) -> None:
+        """Leaves the best epoch's parameters in the module, and facts in the context."""
+        self._module.load_state_dict(self._state)
+        self._module.requires_grad_(False)
+        self._context.notes |= {
+            "train_images": self._images,
+            "epochs": self._context.budget.epochs,
+            "best_epoch": max(self._qualities, key=lambda pair: (pair[1], -pair[0]))[0],
+            "learning_rate_at_end": self._optimizer.param_groups[0]["lr"],
+        }
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that later epochs depend on, as tensors and facts."""
+        tensors = {"generator": self._generator.get_state()}
+        tensors |= {f"now/{name}": part for name, part in self._module.state_dict().items()}
+        tensors |= {f"best/{name}": part for name, part in self._state.items()}
+        for index, parts in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": part for name, part in parts.items()}
+        facts = {
+            "epoch": self.epoch,
+            "first": self._first,
+            "best": self._best,
+            "losses": self._losses,
+            "qualities": self._qualities,
+            "seconds": self._seconds,
+            "schedule": {
+                name: value
+                for name, value in self._schedule.state_dict().items()
+                if isinstance(value, int | float | list | None)
+            },
+            "rates": [group["lr"] for group in self._optimizer.param_groups],
+        }
+        return tensors, facts
+
+    def resume(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave, epochs reported again for the search's pruning."""
+        self._module.load_state_dict(_below(tensors, "now/"))
+        self._state = {
+            name: part.to(self._task.device) for name, part in _below(tensors, "best/").items()
+        }
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, part in _below(tensors, "optimizer/").items():
+            index, _, leaf = name.partition("/")
+            moments.setdefault(int(index), {})[leaf] = part
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for group, rate in zip(self._optimizer.param_groups, facts["rates"], strict=True):
+            group["lr"] = rate
+        self._schedule.load_state_dict(facts["schedule"])
+        self._generator.set_state(tensors["generator"])
+        self.epoch, self._first, self._best = facts["epoch"], facts["first"], facts["best"]
+        for own, kept in (
+            (self._losses, facts["losses"]),
+            (self._qualities, facts["qualities"]),
+            (self._seconds, facts["seconds"]),
+        ):
+            own[:] = [(step, value) for step, value in kept]
+        earlier = self._seconds[-1][1]
+        self._started -= earlier
+        self._context.earlier += earlier
+        self._context.notes["resumed_after_epoch"] = self.epoch
+        for epoch, quality in self._qualities[1:]:
+            self._context.report(epoch, quality)
+
+    def _step(self, place: Tensor) -> float:
+        """One step of the optimiser on the training images at `place`; their loss."""
+        value = self._loss(Batch(place, self._measured[place], self._truth[place]))
+        number = value.item()
+        self._first = number if self._first is None else self._first
+        if not math.isfinite(number) or number > EXPLODED * max(abs(self._first), 1e-6):
+            raise Diverged(
+                f"training loss {number:.3g} in epoch {self.epoch} (first: {self._first:.3g})"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self._module.parameters(), self._clip)
+        self._optimizer.step()
+        if not self._per_epoch:
+            self._schedule.step()
+        return number
+
+    def _images_in(self, epoch: int) -> int:
+        """How many training images an epoch has: a third for each rung below the last."""
+        budget = self._context.budget
+        rung = (epoch - 1) * budget.rungs // budget.epochs
+        part = math.ceil(self._images / GROWTH ** (budget.rungs - 1 - rung))
+        return min(self._images, max(part, budget.batch_size))
+
+    def _scheduler(self, parameters: TrainParameters) -> Any:
+        self._per_epoch = parameters.schedule == "plateau"
+        if self._per_epoch:
+            return torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self._optimizer, mode="max", factor=0.5, patience=parameters.patience
+            )
+        budget = self._context.budget
+        steps = sum(
+            math.ceil(self._images_in(epoch) / budget.batch_size)
+            for epoch in range(1, budget.epochs + 1)
+        )
+        return torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, T_max=steps)
 
 
 @torch.no_grad()
-def validate(reconstructor: Iterative, task: Task, images: ImageSet) -> float:
+def validate(reconstructor: Reconstructor, task: Task, images: ImageSet) -> float:
     """Mean PSNR over `images` in dB; minus infinity where a reconstruction is not finite."""
     parts = zip(task.measure(images).split(BATCH), task.pixels(images).split(BATCH), strict=True)
     values = [psnr(reconstructor.run(y, task.student).estimate, x) for y, x in parts]
@@ -141,15 +287,17 @@ def validate(reconstructor: Iterative, task: Task, images: ImageSet) -> float:
     return mean if math.isfinite(mean) else -math.inf
 
 
-def _optimizer(operator: torch.nn.Module, parameters: TrainParameters) -> torch.optim.Optimizer:
+def _optimizer(module: torch.nn.Module, parameters: TrainParameters) -> torch.optim.Optimizer:
     if parameters.optimizer == "adamw":
         return torch.optim.AdamW(
-            operator.parameters(),
+            module.parameters(),
             lr=parameters.learning_rate,
             weight_decay=parameters.weight_decay,
         )
-    return torch.optim.Adam(operator.parameters(), lr=parameters.learning_rate)
+    return torch.optim.Adam(module.parameters(), lr=parameters.learning_rate)
 
 
-def _shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    return iter(torch.randperm(count, generator=generator).split(size))
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)
+    }

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dipa_bench.data.signals import is_complex, magnitude
+from dipa_bench.errors import brief
+from dipa_bench.evaluation import jacobian
 from dipa_bench.evaluation.evaluate import Evaluation
 from dipa_bench.evaluation.metrics import psnr_of_mse
 from dipa_bench.methods import FitContext, Method, Reconstructor
@@ -19,7 +21,11 @@ from dipa_bench.tracking.wording import thinned
 
 LARGEST_MATRIX = 4096  # pixels: 64 MiB of float32 as a dense picture of P
 PICTURES = 4  # test images whose reconstructions are kept
-SHOWN = ("pictures.safetensors", "matrix.safetensors")  # of the first seed, for its method
+SHOWN = (  # of the first seed, for its method
+    "pictures.safetensors",
+    "matrix.safetensors",
+    "linearisation.safetensors",
+)
 
 
 def keep_run(
@@ -29,8 +35,8 @@ def keep_run(
     reconstructor: Reconstructor,
     evaluation: Evaluation,
     task: Task,
-) -> None:
-    """Writes a tested seed's tables and operator, and of seed 0 pictures and the operator's matrix.
+) -> dict[str, Value]:
+    """Writes a tested seed's tables and operator; of seed 0 also pictures, P's matrix and spectra.
 
     Args:
         place: the seed's run folder.
@@ -39,23 +45,33 @@ def keep_run(
         reconstructor: what it gave.
         evaluation: on the test images, with curves.
         task: the task.
+
+    Returns:
+        Notes for the record: why there are no spectra of P, where that failed.
     """
     evaluation.image_table(number).to_parquet(place / "images.parquet", index=False)
     evaluation.curve_table(number).to_parquet(place / "curves.parquet", index=False)
-    operator = reconstructor.preconditioner
-    state = {} if operator is None else operator.state_dict()
+    state = _state(reconstructor)
     if state:
         plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         save_file(plain, place / "operator.safetensors")
-    if number == 0:
-        _keep_pictures(place, evaluation, task)
-        _keep_matrix(place, method, reconstructor, task)
+    if number:
+        return {}
+    _keep_pictures(place, evaluation, task)
+    if not _has_structure(method, reconstructor, task):
+        return {}
+    _keep_matrix(place, reconstructor, task)
+    return _keep_linearisation(place, reconstructor, task)
 
 
 def count_parameters(reconstructor: Reconstructor) -> int:
-    """Numbers in the operator's state: its parameters and fitted buffers."""
-    operator = reconstructor.preconditioner
-    return 0 if operator is None else sum(part.numel() for part in operator.state_dict().values())
+    """Numbers in what was fitted: its parameters and fitted buffers."""
+    return sum(part.numel() for part in _state(reconstructor).values())
+
+
+def _state(reconstructor: Reconstructor) -> dict[str, Tensor]:
+    module = reconstructor.module
+    return {} if module is None else module.state_dict()
 
 
 def _keep_pictures(folder: Path, evaluation: Evaluation, task: Task) -> None:
@@ -82,22 +98,63 @@ def _keep_pictures(folder: Path, evaluation: Evaluation, task: Task) -> None:
     save_file(plain, folder / "pictures.safetensors")
 
 
-def _keep_matrix(place: Path, method: Method, reconstructor: Reconstructor, task: Task) -> None:
-    """Writes a learned linear operator with at least H W numbers as its dense matrix.
+def _has_structure(method: Method, reconstructor: Reconstructor, task: Task) -> bool:
+    """Whether an operator was learned that is worth a look: a network, or of at least H W numbers.
+
+    One outside of the common iteration has no state to be looked at.
+    """
+    operator = reconstructor.preconditioner
+    if not method.learned or operator is None or getattr(reconstructor, "solver", None) is None:
+        return False
+    pixels = math.prod(task.shape[1:])
+    return not operator.linear or pixels <= count_parameters(reconstructor)
+
+
+def _keep_matrix(place: Path, reconstructor: Reconstructor, task: Task) -> None:
+    """Writes a linear operator as its dense matrix.
 
     Of one that treats all channels alike, the matrix of one channel.
     """
     operator = reconstructor.preconditioner
-    size = math.prod(task.shape)
-    pixels = size // task.shape[0]
-    wanted = method.learned and operator is not None and operator.linear
-    if not wanted or not pixels <= count_parameters(reconstructor) or size > LARGEST_MATRIX:
+    if not operator.linear or math.prod(task.shape) > LARGEST_MATRIX:
         return
-    solver = getattr(reconstructor, "solver", None)
     measured = task.measure(task.images.validation.first(1))
-    state = solver.start(measured, task.student, operator)
+    state = reconstructor.solver.start(measured, task.student, operator)
     matrix = _of_one_channel(operator.dense(task.shape, state), task.shape[0])
     save_file({"P": matrix.cpu().float().contiguous()}, place / "matrix.safetensors")
+
+
+def _keep_linearisation(place: Path, reconstructor: Reconstructor, task: Task) -> dict[str, Value]:
+    """Writes the operator's spectra, and a network's Jacobian, half way through a validation run.
+
+    Returns:
+        Notes: why there is none, where an operator could not be linearised. A stranger's may fail
+        in any way, which is no fault of its reconstructions.
+    """
+    if math.prod(task.shape) > jacobian.LARGEST:
+        return {}
+    image, operator = task.images.validation.first(1), reconstructor.preconditioner
+    try:
+        state = jacobian.reference_state(
+            reconstructor.solver, task.measure(image), task.student, operator
+        )
+        found = jacobian.linearise(operator, state)
+    except Exception as error:
+        return {"linearisation": f"none: {brief(error)}"}
+    tensors = {
+        "singular": found.singular,
+        "symmetric": found.symmetric,
+        "product_real": found.product.real,
+        "product_imag": found.product.imag,
+    } | ({} if operator.linear else {"J": found.matrix})
+    facts = {
+        "image": str(image.names[0]),
+        "iteration": str(state.iteration),
+        "derivative": "exact" if found.exact else "finite differences",
+    }
+    plain = {name: value.float().contiguous() for name, value in tensors.items()}
+    save_file(plain, place / "linearisation.safetensors", metadata=facts)
+    return {}
 
 
 def _of_one_channel(matrix: Tensor, channels: int) -> Tensor:

@@ -6,11 +6,12 @@ import errno
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from safetensors import SafetensorError
 
-from dipa_bench import devices, parameters, registry
+from dipa_bench import devices, digests, parameters, registry
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged, Pruned, UserError, brief
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
@@ -26,6 +27,7 @@ from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import Budget, FitContext, Method, Progress, relative
 from dipa_bench.parameters import Value
+from dipa_bench.search import shifts
 from dipa_bench.search.kept import count_parameters, curves_of, keep_run, notes_of
 from dipa_bench.search.sampling import distribution
 from dipa_bench.search.study_file import BudgetSpec, MethodSpec, StudyFile
@@ -33,6 +35,8 @@ from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
+CHECKPOINTS = ".checkpoints"  # below a row's folder: a trial that is run again has a new number
+SHIFTS = "shifts.parquet"
 STORAGE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", "EPERM")}
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in the words of safetensors, which is Rust
 
@@ -82,9 +86,32 @@ class Row:
         """What is searched: the declared ranges, less frozen ones, with the row's own."""
         found = parameters.space(self.method.parameters, task.solver, task)
         found = self.method.narrow(task, found)
+        conditions = parameters.conditions(self.method.parameters)
         for name, spec in self.spec.search.items():
-            found[name] = parameters.Search(spec.low, spec.high, spec.log, tuple(spec.choices))
-        return {name: search for name, search in found.items() if name not in self.spec.set}
+            own = parameters.Search(spec.low, spec.high, spec.log, tuple(spec.choices))
+            found[name] = replace(own, when=conditions.get(name))
+        return {
+            name: search
+            for name, search in found.items()
+            if name not in self.spec.set
+            and (search.when is None or search.when.holds(self.spec.set))
+        }
+
+    def conditions(self, task: Task) -> dict[str, parameters.When]:
+        """When a searched parameter counts, of those that do not always."""
+        return {
+            name: search.when
+            for name, search in self.space(task).items()
+            if search.when is not None
+        }
+
+    def admits(self, task: Task, values: Mapping[str, Value]) -> bool:
+        """Whether the method has nothing against some of its parameters, others at defaults."""
+        try:
+            given = parameters.build(self.method.parameters, self.defaults(task) | values)
+            return not self.method.refuses(task, given)
+        except Exception:  # a stranger's function may fail in any way: the trial will say so
+            return True
 
     def solver_names(self, task: Task) -> list[str]:
         """The searched solver settings, frozen ones included: every row of a study has the same."""
@@ -175,6 +202,11 @@ class Workbench:
         count = self.study.budget.train_images
         object.__setattr__(self, "lmmse", Once(partial(lmmse.fit, count=count)))
 
+    @cached_property
+    def shifted(self) -> dict[str, Task]:
+        """The task at the study's further settings."""
+        return {name: shifts.shifted(self.task, it) for name, it in self.study.shifts.items()}
+
     @property
     def saved(self) -> float:
         """Seconds that shared results have saved the fits so far."""
@@ -245,9 +277,11 @@ def _run(
     progress: Callable[[Progress], None],
 ) -> RunRecord:
     records.write(place, record)
+    checkpoints = place.parent / CHECKPOINTS / digests.of(split, record.params, record.seed)
     context = FitContext(
         seed=record.seed,
         budget=_budget(bench.study.budget, split == "test"),
+        folder=checkpoints,
         teachers=bench.teachers,
         lmmse=bench.lmmse,
         report=report,
@@ -269,6 +303,7 @@ def _run(
         update = _ending(error, place)
         with suppress(Exception):  # what a broken fit noted may be broken as well
             series = curves_of(context, None)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     metrics["fit/peak_memory"] = float(devices.peak_memory(bench.task.device))
     metrics["trial/seconds"] = time.perf_counter() - started
     done = record.model_copy(
@@ -300,7 +335,8 @@ def _fit_and_measure(
     values = parameters.build(row.method.parameters, record.params)
     reconstructor = row.method.fit(bench.task, values, context)
     devices.synchronise(bench.task.device)
-    metrics["fit/seconds"] = time.perf_counter() - started + bench.saved - saved
+    elapsed = time.perf_counter() - started
+    metrics["fit/seconds"] = elapsed + bench.saved - saved + context.earlier
     task = bench.task.tested if final else bench.task
     found = evaluate(reconstructor, task, images, record=final, with_ssim=final).check()
     metrics |= found.metrics(split)
@@ -310,7 +346,15 @@ def _fit_and_measure(
         )
     metrics["parameters"] = float(count_parameters(reconstructor))
     if final:
-        keep_run(place, record.number, row.method, reconstructor, found, task)
+        context.notes |= keep_run(place, record.number, row.method, reconstructor, found, task)
+        if bench.study.shifts:
+            state = {} if reconstructor.module is None else reconstructor.module.state_dict()
+            scores = shifts.score(
+                row.method, bench.shifted, values, state, images, found, record.number, context
+            )
+            scores.to_parquet(place / SHIFTS, index=False)
+            means = scores.groupby("setting", sort=False)["psnr"].mean()
+            metrics |= {f"shift/{name}/psnr": value for name, value in means.items()}
     return found
 
 
@@ -339,4 +383,5 @@ def _budget(spec: BudgetSpec, final: bool) -> Budget:
         train_images=spec.train_images,
         validation_images=spec.validation_images,
         batch_size=spec.batch_size,
+        rungs=1 if final else spec.rungs,
     )

@@ -259,7 +259,7 @@ def test_the_default_ridge_and_start_can_be_searched(task):
         if name != "scalar":
             assert found["target"].choices == ("mismatch", "truth")
         assert defaults(method.parameters, task.solver, task)["solve.start"] == "zero"
-    assert RULE.published(task)["solve.units"] == "relative"
+    assert RULE.published(registry.get("operators", "dense"), task)["solve.units"] == "relative"
 
 
 def test_a_fit_is_deterministic_and_reads_training_images_only(task, context):

@@ -19,6 +19,8 @@ from dipa_bench.solvers import SolveParameters
 from dipa_bench.testing import small_task
 
 OPERATORS = registry.names("operators")
+LINEAR = [name for name in OPERATORS if registry.get("operators", name).linear]
+NETWORKS = [name for name in OPERATORS if name not in LINEAR]
 TRAINED = ["supervised", "supervised-r", "imitated", "imitated-r", "distilled", "distilled-r"]
 CELLS = registry.names("methods", "*+*")
 TERMS = {  # target, L_grad, R
@@ -29,6 +31,8 @@ TERMS = {  # target, L_grad, R
     "distilled": ("imit", True, False),
     "distilled-r": ("imit", True, True),
 }
+WITH_R = [rule for rule in TRAINED if TERMS[rule][2]]
+CAP = {"operator.max_parameters": 200_000}  # tiny images: the dense P has fewer than a network
 
 
 def fit(method, task, context, **values):
@@ -39,12 +43,14 @@ def fit(method, task, context, **values):
 @pytest.mark.parametrize("task_name", ["sr", "cs", "mri"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_is_trained(operator, task_name, context):
-    """One epoch of distilled-r: finite losses and images, and the better of two epochs is kept."""
+    """One epoch of distilling: finite losses and images, and the better of two epochs is kept."""
     task = small_task(task_name, iterations=3, count=6)
-    method = registry.get("methods", f"{operator}+distilled-r")
-    assert method.unsuitable(task) is None
+    linear = operator in LINEAR
+    method = registry.get("methods", f"{operator}+distilled{'-r' if linear else ''}")
     found = context(epochs=1, batch_size=2)
-    values = {"train.learning_rate": 1e-3, "train.initial": "identity"}
+    values = {"train.learning_rate": 1e-3} | ({"train.initial": "identity"} if linear else CAP)
+    flat = defaults(method.parameters, task.solver, task) | values
+    assert method.unsuitable(task, build(method.parameters, flat)) is None
     made = fit(method, task, found, **values)
     assert found.notes["epochs"] == 1
     ((_, loss),) = found.series["train/loss"]
@@ -66,24 +72,35 @@ def test_every_cell_fits_with_its_defaults(name, context):
     assert (method.name, method.operator) == (name, operator)
     assert method.learned
     assert method.stochastic == method.unrolled == (rule in TRAINED)
-    made = fit(method, task, context(epochs=1, batch_size=4))
+    values = CAP if operator in NETWORKS else {}
+    made = fit(method, task, context(epochs=1, batch_size=4), **values)
     y = task.measure(task.images.validation)
     assert made.run(y, task.student).estimate.isfinite().all()
-    assert made.preconditioner.copies == (2 if rule == "greedy" else 1)
+    each = rule == "greedy" or operator in NETWORKS
+    assert made.preconditioner.copies == (2 if each else 1)
 
 
 @pytest.mark.parametrize("rule", ["greedy", "closed-form"])
 def test_least_squares_needs_operators_linear_in_their_numbers(rule):
     """Those that say so are in the list; others get one line that names another rule."""
     for operator in OPERATORS:
-        spec = registry.get("operators", operator)
-        affine = spec.build((1, 16, 16), spec.parameters(), 1).affine
+        affine = registry.get("operators", operator).sample((1, 32, 32)).affine
         assert (f"{operator}+{rule}" in CELLS) == (affine is not None)
         if affine is None:
             with pytest.raises(UserError, match=f"{operator}.distilled") as caught:
                 registry.get("methods", f"{operator}+{rule}")
             assert "\n" not in str(caught.value)
-    assert {f"{operator}+{rule}" for operator in OPERATORS for rule in TRAINED} <= set(CELLS)
+    trained = {f"{operator}+{rule}" for operator in OPERATORS for rule in TRAINED}
+    assert trained - set(CELLS) == {f"{name}+{rule}" for name in NETWORKS for rule in WITH_R}
+
+
+@pytest.mark.parametrize("rule", WITH_R)
+@pytest.mark.parametrize("operator", NETWORKS)
+def test_r_is_for_linear_operators(operator, rule):
+    """A network gets one line that names the rule without R."""
+    with pytest.raises(UserError, match=rf"linear.*use {operator}\+{rule[:-2]}$") as caught:
+        registry.get("methods", f"{operator}+{rule}")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("operators", ["one", "each"])
@@ -124,8 +141,10 @@ def test_the_rows_of_ehrhardt_are_their_cells(row, cell, objective, context):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("rule", TRAINED)
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(
+    ("operator", "rule"),
+    [cell.split("+") for cell in CELLS if cell.split("+")[1] in TRAINED],
+)
 def test_a_rules_parameters_are_those_of_its_loss(operator, rule):
     """Weights of terms that are not in its name are 0 and not searched; the others are."""
     task = small_task()
@@ -140,7 +159,8 @@ def test_a_rules_parameters_are_those_of_its_loss(operator, rule):
         assert (values[f"distill.{name}"] > 0) == present
         assert (f"distill.{name}" in found) == present
     assert ("distill.teacher" in found) == (rule != "supervised")
-    assert ("train.initial" in found) == (operator != "scalar")
+    assert ("train.initial" in found) == (operator in LINEAR and operator != "scalar")
+    assert values["train.schedule"] == ("cosine" if operator in LINEAR else "plateau")
     paper = method.published(task)
     assert ("distill.teacher" in paper) == (rule != "supervised")
     assert paper.get("distill.weight_gradient") == (1.0 if aligned else None)

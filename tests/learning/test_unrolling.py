@@ -202,3 +202,46 @@ def test_progress_is_told(task, context):
     run(task, found)
     assert [(step.epoch, step.epochs) for step in told] == [(1, 3), (2, 3), (3, 3)]
     assert [(step.epoch, step.loss) for step in told] == found.series["train/loss"]
+
+
+def test_training_images_grow_by_thirds(task, context):
+    """Of 6 images with 3 rungs in 6 epochs: as many as a batch, 2, then 6; always the same ones."""
+    seen = []
+    found = context(epochs=6, batch_size=1, rungs=3)
+    reconstructor = prepared(task, found)
+
+    def loss(batch):
+        seen.append(batch.index.item())
+        return reconstructor.preconditioner.matrix.square().mean()
+
+    train(reconstructor, loss, task.images.train, TrainParameters(), task, found)
+    epochs, rest = [], seen
+    for count in (1, 1, 2, 2, 6, 6):
+        epochs.append(set(rest[:count]))
+        rest = rest[count:]
+        assert len(epochs[-1]) == count
+    assert not rest
+    assert epochs[0] == epochs[1] <= epochs[2] == epochs[3] <= epochs[4] == set(range(6))
+    assert [epoch for epoch, _ in found.series["train/loss"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_rate_reaches_zero_with_rungs(task, context):
+    """The cosine counts the batches that there are."""
+    for rungs in (1, 3):
+        found = context(epochs=6, batch_size=2, rungs=rungs)
+        run(task, found)
+        assert found.notes["learning_rate_at_end"] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_rate_halves_on_a_plateau(task, context):
+    """Validation never improves: after each patience + 1 epochs the rate is half."""
+    found = context(epochs=7, batch_size=6)
+    reconstructor = prepared(task, found)
+
+    def loss(batch):
+        return 0 * reconstructor.preconditioner.matrix.sum() + 1
+
+    parameters = TrainParameters(schedule="plateau", patience=1, learning_rate=0.8)
+    train(reconstructor, loss, task.images.train, parameters, task, found)
+    # the first epoch is the best there is; then two bad ones before each of the three cuts
+    assert found.notes["learning_rate_at_end"] == pytest.approx(0.8 / 8)
