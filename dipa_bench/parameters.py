@@ -7,15 +7,20 @@ help are pydantic's own; its search range is a `Search` beside them::
         solve: SolveParameters = SolveParameters()
         damping: Annotated[float, Field(gt=0, description="..."), Search(1e-3, 10, log=True)] = 0.1
 
-Nested models give dotted names (``solve.step``); those below ``solve`` belong to the solver. The
-search space, ``--set``, the checks on study files and MLflow's params all come from this.
+Nested models give dotted names (``solve.step``); those below ``solve`` belong to the solver. A
+nested model that counts only for one value of another field is marked with `When`::
+
+    architecture: Annotated[Literal["cnn", "vit"], Search(choices=("cnn", "vit"))] = "cnn"
+    vit: Annotated[VitParameters, When("architecture", "vit")] = VitParameters()
+
+The search space, ``--set``, the checks on study files and MLflow's params all come from this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import Any, Protocol, TypeVar, get_args
 
@@ -59,6 +64,23 @@ class Ranges(Protocol):
 
 
 @dataclass(frozen=True)
+class When:
+    """Marks a nested model that counts only while a field beside it has a certain value.
+
+    Attributes:
+        name: of the field; dotted from the top where a `Declared` or a `Search` carries it.
+        value: its value.
+    """
+
+    name: str
+    value: Value
+
+    def holds(self, values: Mapping[str, Value]) -> bool:
+        """Whether flat `values` have it; also where they do not say."""
+        return values.get(self.name, self.value) == self.value
+
+
+@dataclass(frozen=True)
 class Search:
     """Range worth searching; validity bounds may be wider.
 
@@ -68,6 +90,7 @@ class Search:
         choices: the values of a categorical parameter instead of a range.
         ask: name of a range that the problem gives (``"strength"``, ``"teacher"``) instead.
         solver: the parameter exists only with this solver (``"red-fista"``).
+        when: the parameter counts only then; comes from the model around it.
     """
 
     low: float | None = None
@@ -76,6 +99,7 @@ class Search:
     choices: tuple[Value, ...] = ()
     ask: str | None = None
     solver: str | None = None
+    when: When | None = None
 
     def __post_init__(self) -> None:
         numeric = self.low is not None and self.high is not None
@@ -102,12 +126,14 @@ class Declared:
         field: pydantic's.
         search: the range worth searching; None if it is not searched.
         default: of the outermost model, which may differ from the nested one's own.
+        when: the condition under which it counts; None for always.
     """
 
     path: str
     field: FieldInfo
     search: Search | None
     default: Value
+    when: When | None = None
 
     @property
     def help(self) -> str:
@@ -121,7 +147,11 @@ class Declared:
 
 
 def declared(
-    model: type[Parameters], solver: str, prefix: str = "", outer: Parameters | None = None
+    model: type[Parameters],
+    solver: str,
+    prefix: str = "",
+    outer: Parameters | None = None,
+    when: When | None = None,
 ) -> Iterator[Declared]:
     """Every hyper-parameter of `model` that exists with `solver`, in order of declaration.
 
@@ -130,6 +160,7 @@ def declared(
         solver: ``pnp-fista`` or ``red-fista``.
         prefix: of the paths.
         outer: an instance of `model` whose values are the defaults, if the model's own are not.
+        when: the condition under which all of `model` counts.
     """
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
@@ -139,11 +170,13 @@ def declared(
             default = getattr(outer, name)
         if isinstance(annotation, type) and issubclass(annotation, Parameters):
             nested = default if isinstance(default, Parameters) else None
-            yield from declared(annotation, solver, f"{path}.", nested)
+            own = next((item for item in field.metadata if isinstance(item, When)), None)
+            inner = when if own is None else When(f"{prefix}{own.name}", own.value)
+            yield from declared(annotation, solver, f"{path}.", nested, inner)
             continue
         search = next((item for item in field.metadata if isinstance(item, Search)), None)
         if search is None or search.solver in (None, solver):
-            yield Declared(path, field, search, default)
+            yield Declared(path, field, search, default, when)
 
 
 def defaults(model: type[Parameters], solver: str, ranges: Ranges) -> dict[str, Value]:
@@ -163,8 +196,24 @@ def space(model: type[Parameters], solver: str, ranges: Ranges) -> dict[str, Sea
     for item in declared(model, solver):
         if item.search is not None:
             search = item.search
-            result[item.path] = ranges.setting(search.ask).search if search.ask else search
+            found = ranges.setting(search.ask).search if search.ask else search
+            result[item.path] = replace(found, when=item.when)
     return result
+
+
+def conditions(model: type[Parameters]) -> dict[str, When]:
+    """When a parameter counts, of those that do not always."""
+    return {item.path: item.when for item in declared(model, "red-fista") if item.when}
+
+
+def active(model: type[Parameters], values: Mapping[str, Value]) -> dict[str, Value]:
+    """Flat `values` without those that do not count because of others (see `When`)."""
+    found = conditions(model)
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in found or found[name].holds(values)
+    }
 
 
 def integers(model: type[Parameters]) -> set[str]:

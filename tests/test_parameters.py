@@ -10,6 +10,8 @@ from dipa_bench.parameters import (
     Parameters,
     Search,
     Setting,
+    When,
+    active,
     build,
     declared,
     defaults,
@@ -210,3 +212,49 @@ def test_a_models_own_defaults_of_nested_parameters_win():
     assert build(Other, found) == Other(
         solve=SolveParameters(start="zero", momentum="none", strength=0.7)
     )
+
+
+class Small(Parameters):
+    width: Annotated[int, Field(ge=1, description="w"), Search(1, 4)] = 2
+
+
+class Large(Parameters):
+    width: Annotated[int, Field(ge=1, description="w"), Search(10, 40)] = 20
+    fixed: Annotated[int, Field(description="f")] = 7
+
+
+class Kinds(Parameters):
+    kind: Annotated[str, Field(description="k"), Search(choices=("small", "large"))] = "small"
+    small: Annotated[Small, When("kind", "small")] = Small()
+    large: Annotated[Large, When("kind", "large")] = Large()
+
+
+class Holder(Parameters):
+    operator: Kinds = Kinds()
+    rate: Annotated[float, Field(description="r"), Search(0.0, 1.0)] = 0.5
+
+
+def test_a_branch_counts_while_it_is_chosen() -> None:
+    """Conditions carry the whole path; values of other branches are left out."""
+    condition = {name: found.when for name, found in space(Holder, "pnp-fista", None).items()}
+    assert condition == {
+        "operator.kind": None,
+        "operator.small.width": When("operator.kind", "small"),
+        "operator.large.width": When("operator.kind", "large"),
+        "rate": None,
+    }
+    values = defaults(Holder, "pnp-fista", None)
+    assert active(Holder, values) == {
+        "operator.kind": "small",
+        "operator.small.width": 2,
+        "rate": 0.5,
+    }
+    large = active(Holder, values | {"operator.kind": "large"})
+    assert large == {
+        "operator.kind": "large",
+        "operator.large.width": 20,
+        "operator.large.fixed": 7,
+        "rate": 0.5,
+    }
+    assert build(Holder, large).operator.large.width == 20
+    assert active(Small, {"width": 3}) == {"width": 3}

@@ -19,6 +19,7 @@ from dipa_bench.search.runs import Row
 from dipa_bench.search.study import claimed, open_bench, run_row, study_folder
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tasks.base import Task
+from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.location import redacted, resolve_uri
 from dipa_bench.tracking.store import Store
@@ -135,7 +136,7 @@ def _run_all(study: StudyFile, task: Task, uri: str) -> bool:
         sender, states = Sender(uri, terminal), set()
         for name in study.methods:
             states.add(run_row(bench, Row.of(study, name), terminal).state)
-            sender.send(folder / name)
+            sender.send(records.method_folder(folder, name))
     if not states & {"finished", "skipped"}:
         print(f"no method of study {study.name!r} finished; the lines above say why")
         raise typer.Exit(1)

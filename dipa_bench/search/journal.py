@@ -6,10 +6,13 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, NopPruner
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from dipa_bench.errors import UserError
@@ -26,6 +29,32 @@ ENDED = {
     "interrupted": TrialState.FAIL,
 }
 CURVE = "val/psnr_by_epoch"
+FIGURES = {
+    "psnr": ("val/psnr", StudyDirection.MAXIMIZE),
+    "parameters": ("parameters", StudyDirection.MINIMIZE),
+    "seconds": ("cost/seconds", StudyDirection.MINIMIZE),
+}
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What a search is for, and when it gives a trial up.
+
+    Attributes:
+        objectives: keys of `FIGURES`; with more than one nothing is given up.
+        pruner: Optuna's.
+    """
+
+    objectives: tuple[str, ...] = ("psnr",)
+    pruner: BasePruner = field(default_factory=NopPruner)
+
+    @property
+    def directions(self) -> list[StudyDirection]:
+        return [FIGURES[name][1] for name in self.objectives]
+
+    def values(self, record: RunRecord) -> list[float]:
+        """A finished trial's figures, one for each objective."""
+        return [record.metrics[FIGURES[name][0]] for name in self.objectives]
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -45,7 +74,10 @@ def trial_records(folder: Path) -> list[RunRecord]:
 
 
 def open_study(
-    folder: Path, space: Mapping[str, BaseDistribution], sampler: optuna.samplers.BaseSampler
+    folder: Path,
+    space: Mapping[str, BaseDistribution],
+    sampler: optuna.samplers.BaseSampler,
+    aims: Aims,
 ) -> optuna.Study:
     """The search of one row, created or continued; the caller holds the study's lock.
 
@@ -58,6 +90,7 @@ def open_study(
         folder: the method's run folder.
         space: the search space.
         sampler: for new trials.
+        aims: objectives and pruner.
 
     Raises:
         UserError: a record is damaged, or the journal's trials were drawn from other ranges.
@@ -67,13 +100,13 @@ def open_study(
     for stale in folder.glob(f"{JOURNAL}.lock*"):  # a killed process may have held it
         stale.unlink(missing_ok=True)
     ended = trial_records(folder)
-    study = _opened(path, sampler)
+    study = _opened(path, sampler, aims)
     if study is None or not _agrees(study, ended):
         _set_aside(path)
-        study = _create(path, sampler)
-        _restore(study, ended, space)
+        study = _create(path, sampler, aims)
+        _restore(study, ended, space, aims)
     _same_ranges(study, space)
-    _close_running(study, folder)
+    _close_running(study, folder, aims)
     return study
 
 
@@ -88,19 +121,19 @@ def is_sound(path: Path) -> bool:
         return False
 
 
-def _opened(path: Path, sampler: optuna.samplers.BaseSampler) -> optuna.Study | None:
+def _opened(path: Path, sampler: optuna.samplers.BaseSampler, aims: Aims) -> optuna.Study | None:
     """The study in a journal, a new one where there is none yet, or None for a damaged one."""
     if path.exists() and not is_sound(path):
         return None
     try:
-        return _create(path, sampler)
+        return _create(path, sampler, aims)
     except OSError:
         raise
     except Exception:  # whole lines that make no sense fail in many ways
         return None
 
 
-def _create(path: Path, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+def _create(path: Path, sampler: optuna.samplers.BaseSampler, aims: Aims) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -108,9 +141,9 @@ def _create(path: Path, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         return optuna.create_study(
             study_name=path.parent.name,
             storage=optuna.storages.JournalStorage(backend),
-            direction="maximize",
+            directions=aims.directions,
             sampler=sampler,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+            pruner=aims.pruner,
             load_if_exists=True,
         )
 
@@ -135,8 +168,12 @@ def _set_aside(path: Path) -> None:
 
 
 def _restore(
-    study: optuna.Study, ended: list[RunRecord], space: Mapping[str, BaseDistribution]
+    study: optuna.Study,
+    ended: list[RunRecord],
+    space: Mapping[str, BaseDistribution],
+    aims: Aims,
 ) -> None:
+    prunes = len(aims.objectives) == 1
     for record in ended:
         while len(study.get_trials(deepcopy=False)) < record.number:  # its record never was
             study.add_trial(create_trial(state=TrialState.FAIL))
@@ -145,10 +182,10 @@ def _restore(
         study.add_trial(
             create_trial(
                 state=state,
-                value=record.metrics.get("val/psnr") if state == TrialState.COMPLETE else None,
+                values=aims.values(record) if state == TrialState.COMPLETE else None,
                 params=params,
                 distributions={name: space[name] for name in params},
-                intermediate_values={step: value for step, value in record.series.get(CURVE, [])},
+                intermediate_values=dict(record.series.get(CURVE, [])) if prunes else {},
             )
         )
 
@@ -164,7 +201,7 @@ def _same_ranges(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> 
                 )
 
 
-def _close_running(study: optuna.Study, folder: Path) -> None:
+def _close_running(study: optuna.Study, folder: Path, aims: Aims) -> None:
     for trial in study.get_trials(deepcopy=False):
         place = trial_folder(folder, trial.number)
         record = records.read(place) if (place / records.RECORD).exists() else None
@@ -173,15 +210,15 @@ def _close_running(study: optuna.Study, folder: Path) -> None:
             record = record.model_copy(update={"state": "interrupted", "reason": reason})
             records.write(place, record)
         if trial.state == TrialState.RUNNING and record is not None:
-            tell(study, trial.number, record)
+            tell(study, trial.number, record, aims)
         elif trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
 
 
-def tell(study: optuna.Study, number: int, record: RunRecord) -> None:
+def tell(study: optuna.Study, number: int, record: RunRecord, aims: Aims) -> None:
     """Tells the journal how a trial ended, from its record."""
     state = ENDED[record.state]
-    value = record.metrics["val/psnr"] if state == TrialState.COMPLETE else None
+    values = aims.values(record) if state == TrialState.COMPLETE else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        study.tell(number, value, state=state)
+        study.tell(number, values, state=state)

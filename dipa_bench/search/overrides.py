@@ -10,7 +10,7 @@ from typing import Any
 
 from dipa_bench import registry
 from dipa_bench.errors import UserError, unknown
-from dipa_bench.parameters import declared
+from dipa_bench.parameters import Value, declared
 from dipa_bench.search.schema import BudgetSpec, MethodSpec, Problem
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,16 @@ def _assign_rows(rows: dict[str, Any], key: str, value: Any) -> None:
         raise unknown("key in --set", key, _settable(rows))
     for row in hit:
         rows[row] = {**rows[row], "set": {**rows[row].get("set", {}), parameter: value}}
+
+
+def freeze(rows: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Any]:
+    """Raw rows with parameters frozen in those that have them and do not freeze them themselves."""
+    found = {}
+    for name, row in rows.items():
+        known = parameters_of(row.get("method") or name)
+        frozen = {key: value for key, value in values.items() if key in known}
+        found[name] = {**row, "set": frozen | row.get("set", {})} if frozen else row
+    return found
 
 
 def _parsed(text: str) -> Any:

@@ -134,7 +134,15 @@ def _paired(
 
 def find(run: str, root: Path) -> Path | None:
     """The run folder that `run` names: a path, or ``study/method[/trial-0003]`` below `root`."""
-    for place in (Path(run), records.studies_root(root) / run):
+    study, _, method = run.partition("/")
+    name, _, leaf = method.rpartition("/")
+    below = records.studies_root(root) / study
+    for place in (
+        Path(run),
+        below / method,
+        records.method_folder(below, method),
+        records.method_folder(below, name) / leaf,
+    ):
         if (place / records.RECORD).is_file():
             return place
         if place.is_file() and place.name == records.RECORD:

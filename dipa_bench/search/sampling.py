@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from optuna.distributions import (
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
 
 from dipa_bench import digests
-from dipa_bench.parameters import Search, Value
+from dipa_bench.parameters import Search, Value, When
 
 TPE_FROM = 16  # trials; with fewer TPE is only random search
+ATTEMPTS = 200  # draws of one trial before one that the task refuses is tried after all
 
 
 def distribution(search: Search, integer: bool = False) -> BaseDistribution:
@@ -44,12 +45,18 @@ class NumberedSampler(BaseSampler):
     Below `TPE_FROM` all rows of a study try the same solver settings in the same trials, so that
     two operators that do the same come out the same, and not as the luckier of two draws.
 
+    A parameter with a condition is drawn where it holds alone: TPE draws those without one
+    together, and then those of the branch that they chose from the trials in that branch. What the
+    task refuses (a network over its cap) is drawn again.
+
     Args:
         space: parameter to distribution.
         seed: of this row's search.
         known: points to try first; what one leaves open comes from the Sobol sequence.
         shared: parameters that rows have in common, frozen ones included, always in one order.
         shared_seed: of their own Sobol sequence; the same for all rows of a study.
+        conditions: parameter to the condition under which it counts.
+        admits: whether the task has nothing against a draw.
     """
 
     def __init__(
@@ -59,12 +66,16 @@ class NumberedSampler(BaseSampler):
         known: Sequence[Mapping[str, Value]] = (),
         shared: Sequence[str] = (),
         shared_seed: int = 0,
+        conditions: Mapping[str, When] | None = None,
+        admits: Callable[[dict[str, Value]], bool] = lambda draw: True,
     ) -> None:
         self._space = dict(space)
         self._seed = seed
         self._known = tuple(known)
         self._shared = tuple(shared)
         self._shared_seed = shared_seed
+        self._conditions = dict(conditions or {})
+        self._admits = admits
         self.index = 0
 
     def infer_relative_search_space(
@@ -75,27 +86,72 @@ class NumberedSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if self.index < max(TPE_FROM, len(self._known)):
-            known = self._known[self.index] if self.index < len(self._known) else {}
-            return self._sobol() | dict(known)
-        open_ones = {name: found for name, found in search_space.items() if not found.single()}
-        return self._tpe().sample_relative(study, trial, open_ones)
-
-    def _sobol(self) -> dict[str, Value]:
-        own = [name for name in self._space if name not in self._shared]
-        common = sobol_point(self._space, self.index, self._shared_seed, self._shared)
-        return common | sobol_point(self._space, self.index, self._seed, own)
+        for attempt in range(ATTEMPTS):
+            if self.index < max(TPE_FROM, len(self._known)):
+                draw = self._sobol(attempt)
+            else:
+                draw = self._informed(study, trial, attempt)
+            if self._admits(draw):
+                break
+        return draw
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
-        return self._tpe().sample_independent(study, trial, param_name, param_distribution)
+        return self._tpe(0).sample_independent(study, trial, param_name, param_distribution)
 
-    def _tpe(self) -> TPESampler:
-        seed = digests.seed(self._seed, self.index) % 2**32
+    def _sobol(self, attempt: int) -> dict[str, Value]:
+        """A known point or none, completed from the Sobol sequences."""
+        own = [name for name in self._space if name not in self._shared]
+        seed = digests.seed(self._seed, "attempt", attempt) if attempt else self._seed
+        draw = sobol_point(self._space, self.index, self._shared_seed, self._shared)
+        draw |= sobol_point(self._space, self.index, seed, own)
+        if not attempt and self.index < len(self._known):
+            draw |= self._known[self.index]
+        return {name: value for name, value in draw.items() if self._counts(name, draw)}
+
+    def _informed(self, study: Study, trial: FrozenTrial, attempt: int) -> dict[str, Value]:
+        """TPE's draw: what has no condition, then what the branch has."""
+        tpe, draw = self._tpe(attempt), {}
+        for branch in dict.fromkeys((None, *self._conditions.values())):
+            if branch is not None and not branch.holds(draw):
+                continue
+            names = [name for name in self._space if self._conditions.get(name) == branch]
+            block = {name: self._space[name] for name in names}
+            several = {name: found for name, found in block.items() if not found.single()}
+            found = tpe.sample_relative(study, trial, several)
+            for name, options in block.items():
+                if options.single():
+                    found[name] = _at(options, 0.0)
+                elif name not in found:
+                    found[name] = tpe.sample_independent(study, trial, name, options)
+            draw |= found
+        return draw
+
+    def _counts(self, name: str, draw: Mapping[str, Value]) -> bool:
+        return name not in self._conditions or self._conditions[name].holds(draw)
+
+    def _tpe(self, attempt: int) -> TPESampler:
+        parts = (self._seed, self.index, attempt) if attempt else (self._seed, self.index)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
+            return TPESampler(
+                seed=digests.seed(*parts) % 2**32, n_startup_trials=0, multivariate=True
+            )
+
+
+def ask(study: Study, space: Mapping[str, BaseDistribution]) -> Trial:
+    """A new trial with the values that a `NumberedSampler` drew, and no others."""
+    trial = study.ask()
+    for name in trial.relative_params:
+        found = space[name]
+        if isinstance(found, CategoricalDistribution):
+            trial.suggest_categorical(name, found.choices)
+        elif isinstance(found, IntDistribution):
+            trial.suggest_int(name, found.low, found.high, log=found.log)
+        else:
+            trial.suggest_float(name, found.low, found.high, log=found.log)
+    return trial
 
 
 def sobol_point(

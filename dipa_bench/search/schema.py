@@ -54,6 +54,10 @@ class BudgetSpec(Strict):
     train_images: Annotated[int | None, Field(ge=1)] = None
     validation_images: Annotated[int | None, Field(ge=1)] = None
     batch_size: Annotated[int, Field(ge=1)] = 16
+    rungs: Annotated[
+        int,
+        Field(ge=1, description="stages of a trial's training, each with a third of the next's"),
+    ] = 1
 
 
 class RangeSpec(Strict):
@@ -73,11 +77,22 @@ class MethodSpec(Strict):
     search: dict[str, RangeSpec] = Field(default_factory=dict, description="other ranges")
 
 
+class Shift(Strict):
+    """Another setting that winners are tested at, as they are."""
+
+    options: dict[str, Value] = Field(default_factory=dict, description="of the task")
+    noise: Annotated[float | None, Field(ge=0)] = None
+    iterations: Annotated[int | None, Field(ge=1, le=10_000)] = None
+
+
 class Overlay(Strict):
     """What a preset changes."""
 
     problem: dict[str, Any] = Field(default_factory=dict)
     budget: dict[str, Any] = Field(default_factory=dict)
+    set: dict[str, Value] = Field(
+        default_factory=dict, description="parameters frozen in every row that has them"
+    )
 
 
 class StudyFile(Strict):
@@ -91,8 +106,16 @@ class StudyFile(Strict):
     preset: str = "quick"
     problem: Problem = Problem()
     budget: BudgetSpec = BudgetSpec()
+    objectives: list[Literal["psnr", "parameters", "seconds"]] = Field(
+        default_factory=lambda: ["psnr"],
+        description="of the search; with several it seeks their Pareto front, the winner has the "
+        "best PSNR",
+    )
     known: list[dict[str, Value]] = Field(
         default_factory=list, description="points that every row tries after its own"
+    )
+    shifts: dict[str, Shift] = Field(
+        default_factory=dict, description="further settings at which winners are tested"
     )
     methods: dict[str, MethodSpec]
     presets: dict[str, Overlay] = Field(default_factory=dict)
@@ -160,7 +183,12 @@ def _siblings(place: Sequence[Any]) -> list[str]:
     """The keys that are valid at `place` in a study file."""
     table: Any = StudyFile
     if place:
-        tables = {"problem": Problem, "budget": BudgetSpec, "methods": MethodSpec}
+        tables = {
+            "problem": Problem,
+            "budget": BudgetSpec,
+            "methods": MethodSpec,
+            "shifts": Shift,
+        }
         table = tables.get(place[0], Overlay)
         if place[0] == "methods" and len(place) > 2:
             table = RangeSpec

@@ -8,22 +8,27 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pandas as pd
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 
-from dipa_bench import digests
+from dipa_bench import digests, parameters
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Pruned, UserError, brief
 from dipa_bench.evaluation import statistics
 from dipa_bench.learning.teachers import TeacherCache
+from dipa_bench.learning.unrolling import GROWTH
 from dipa_bench.parameters import Value
 from dipa_bench.search import journal
 from dipa_bench.search.kept import SHOWN
 from dipa_bench.search.observer import Observer
-from dipa_bench.search.runs import Row, Workbench, run_seed, run_trial
-from dipa_bench.search.sampling import NumberedSampler
+from dipa_bench.search.pruning import RungPruner
+from dipa_bench.search.runs import SHIFTS, Row, Workbench, run_seed, run_trial
+from dipa_bench.search.sampling import NumberedSampler, ask
+from dipa_bench.search.shifts import shifted
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
@@ -55,6 +60,8 @@ def open_bench(study: StudyFile, root: Path, task: Task) -> Workbench:
         _agree(old, study)
         kept = study.model_copy(update={"methods": old.methods | study.methods})
     _same_task(folder / TASK, task, study.name)
+    for shift in study.shifts.values():
+        shifted(task, shift)  # a word about a bad option now, not after the search
     write_json(path, kept.model_dump(mode="json"))
     teachers = TeacherCache(records.studies_root(root) / ".teachers")
     return Workbench(study, task, folder, teachers, describe(task.device))
@@ -143,7 +150,7 @@ def run_row(bench: Workbench, row: Row, observer: Observer) -> RunRecord:
     Returns:
         The method's record: finished, skipped, or diverged/failed where no trial finished.
     """
-    folder, record = bench.folder / row.name, bench.blank("method", row)
+    folder, record = records.method_folder(bench.folder, row.name), bench.blank("method", row)
     obstacle = row.obstacle(bench.task)
     if obstacle:
         return _conclude(folder, record, observer, *obstacle)
@@ -203,22 +210,47 @@ def _search(bench: Workbench, row: Row, folder: Path, observer: Observer) -> lis
     seed = digests.seed(bench.study.seed, row.name, "search")
     known = row.known(task) if distributions else ()
     shared_seed = digests.seed(bench.study.seed, "solver settings")
-    sampler = NumberedSampler(distributions, seed, known, row.solver_names(task), shared_seed)
-    study = journal.open_study(folder, distributions, sampler)
+    sampler = NumberedSampler(
+        distributions,
+        seed,
+        known,
+        row.solver_names(task),
+        shared_seed,
+        conditions=row.conditions(task),
+        admits=partial(row.admits, task),
+    )
+    study = journal.open_study(folder, distributions, sampler, aims_of(bench.study))
     ended = _counted(folder)
     observer.method(row.name, wanted, len(ended))
     for index in range(wanted):
         if index in ended:
             continue
         sampler.index = index
-        trial = study.ask(distributions)
+        trial = ask(study, distributions)
         seed = digests.seed(bench.study.seed, row.name, "trial", index)
         record = bench.blank("trial", row, trial.number, seed)
+        params = parameters.active(row.method.parameters, fixed | trial.params)
         record = record.model_copy(
-            update={"params": fixed | trial.params, "notes": record.notes | {"index": index}}
+            update={"params": params, "notes": record.notes | {"index": index}}
         )
         ended[index] = _run_trial(bench, row, study, trial, record, folder, observer)
     return [ended[index] for index in range(wanted)]
+
+
+def aims_of(study: StudyFile) -> journal.Aims:
+    """What the search of each row is for, and when it gives a trial up.
+
+    With rungs a trial goes on at the end of one if it is in the best third there; otherwise if it
+    is no worse than the median of its epoch. With several objectives all run to their end.
+    """
+    rungs = study.budget.rungs
+    pruner: BasePruner = MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+    if len(study.objectives) > 1:
+        pruner = NopPruner()
+    elif rungs > 1:
+        length = study.budget.epochs // rungs
+        pruner = RungPruner(tuple(length * rung for rung in range(1, rungs)), GROWTH)
+    return journal.Aims(tuple(study.objectives), pruner)
 
 
 def _run_trial(
@@ -230,15 +262,20 @@ def _run_trial(
     folder: Path,
     observer: Observer,
 ) -> RunRecord:
+    aims = aims_of(bench.study)
+
     def report(step: int, value: float) -> None:
+        if len(aims.objectives) > 1:
+            return
         trial.report(value, step)
-        if trial.should_prune():
-            raise Pruned(f"validation PSNR {value:.2f} dB at step {step} was below the median")
+        if step < bench.study.budget.epochs and trial.should_prune():
+            bar = "not in the best third" if bench.study.budget.rungs > 1 else "below the median"
+            raise Pruned(f"validation PSNR {value:.2f} dB at step {step} was {bar}")
 
     observer.run("trial", row.name, record.number)
     place = journal.trial_folder(folder, trial.number)
     done = run_trial(bench, row, record, place, report, observer.epoch)
-    journal.tell(study, trial.number, done)
+    journal.tell(study, trial.number, done, aims)
     observer.ended(done)
     return done
 
@@ -280,7 +317,7 @@ def _test(
     if ended:
         reason = f"seed {ended[0].number} of the winner {ended[0].state}: {ended[0].reason}"
         return _conclude(folder, record, observer, ended[0].state, reason)
-    return _conclude(folder, _summary(folder, record, seeds), observer, "finished")
+    return _conclude(folder, _summary(bench, folder, record, seeds), observer, "finished")
 
 
 def _read_test(bench: Workbench, reason: str) -> ImageSet:
@@ -290,9 +327,12 @@ def _read_test(bench: Workbench, reason: str) -> ImageSet:
     return bench.task.images.test(reason)
 
 
-def _summary(folder: Path, record: RunRecord, seeds: list[RunRecord]) -> RunRecord:
+def _summary(
+    bench: Workbench, folder: Path, record: RunRecord, seeds: list[RunRecord]
+) -> RunRecord:
     """The method's record with the figures of all seeds, and their tables joined beside it."""
-    for name in ("images.parquet", "curves.parquet"):
+    names = ("images.parquet", "curves.parquet", *([SHIFTS] if bench.study.shifts else []))
+    for name in names:
         parts = [pd.read_parquet(folder / f"seed-{seed.number}" / name) for seed in seeds]
         pd.concat(parts, ignore_index=True).to_parquet(folder / name, index=False)
     operator = folder / "seed-0" / "operator.safetensors"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dipa_bench import digests, registry
 from dipa_bench.errors import UserError, unknown
+from dipa_bench.evaluation.generalisation import MATCHED
 from dipa_bench.parameters import Value, build, integers
-from dipa_bench.search.overrides import assign, chosen_rows, parameters_of
+from dipa_bench.search.overrides import assign, chosen_rows, freeze, parameters_of
 from dipa_bench.search.schema import (
     DEFAULT_PRESET,
     NO_ROW,
@@ -27,6 +28,7 @@ from dipa_bench.search.schema import (
     check_name,
     validated,
 )
+from dipa_bench.tracking.records import method_folder
 
 __all__ = ["BudgetSpec", "MethodSpec", "Problem", "RangeSpec", "StudyFile", "embedded"]
 __all__ += ["read", "resolve"]
@@ -104,12 +106,15 @@ def resolve(
         table["budget"]["trials"] = trials
     if seed is not None:
         table["seed"] = seed
-    table["methods"] = chosen_rows(study.methods, methods)
+    overlay = study.presets.get(table["preset"], Overlay())
+    table["methods"] = freeze(chosen_rows(study.methods, methods), overlay.set)
     plain = _canonical(validated(table))
     for assignment in sets:
         assign(table, assignment)
     resolved = _canonical(validated(table))
     _check_reference(resolved, study.methods)
+    _check_search(resolved)
+    _check_folders(resolved.methods)
     if name is None:
         name = _default_name(plain, resolved, raw, seed)
     check_name("study name", name)
@@ -199,7 +204,8 @@ def _check_known(study: StudyFile) -> None:
 
 
 def _canonical_row(row: str, spec: MethodSpec, solver: str) -> MethodSpec:
-    check_name("method row", row)
+    for part in row.split("/"):
+        check_name("method row", part)
     if row in NO_ROW:
         raise UserError(f"method row {row!r}: that name is taken, give another")
     method = registry.get("methods", spec.method or row)
@@ -216,6 +222,33 @@ def _canonical_row(row: str, spec: MethodSpec, solver: str) -> MethodSpec:
     except UserError as error:
         raise UserError(f"method {row}: {error}") from None
     return spec.model_copy(update={"set": {name: _value(built, name) for name in spec.set}})
+
+
+def _check_folders(rows: Iterable[str]) -> None:
+    """Raises `UserError` where the results of two rows would share a folder."""
+    seen: dict[Path, str] = {}
+    for row in rows:
+        twin = seen.setdefault(method_folder(Path(), row), row)
+        if twin != row:
+            raise UserError(f"method rows {twin!r} and {row!r} would share a folder: rename one")
+
+
+def _check_search(study: StudyFile) -> None:
+    """Objectives of which one is PSNR, rungs of equal length, and shifts that change something."""
+    for name, shift in study.shifts.items():
+        if name == MATCHED or not shift.model_dump(exclude_defaults=True):
+            raise UserError(
+                f"shift {name!r} needs another name than {MATCHED!r}, and options, noise or "
+                "iterations"
+            )
+    wanted, budget = study.objectives, study.budget
+    if "psnr" not in wanted or len(set(wanted)) != len(wanted):
+        raise UserError(f"objectives = {wanted}: give psnr, and others once each")
+    if budget.epochs % budget.rungs:
+        raise UserError(
+            f"budget.epochs = {budget.epochs} is no multiple of budget.rungs = {budget.rungs}: "
+            "each rung has as many epochs"
+        )
 
 
 def _value(built: Any, path: str) -> Value:

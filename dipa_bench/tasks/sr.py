@@ -19,7 +19,9 @@ SUPPORT = 9  # pixels on a side of the blur kernel
 class SuperResolution(Parameters):
     """Options of the task."""
 
-    factor: Annotated[int, Field(ge=2, le=16, description="the student's decimation factor")] = 4
+    factor: Annotated[
+        int, Field(ge=1, le=16, description="the student's decimation factor; 1 blurs only")
+    ] = 4
     blur: Annotated[float, Field(ge=0.05, le=4, description="sigma of the Gaussian, pixels")] = 1.0
     teacher_blur: Annotated[
         float | None,
@@ -100,16 +102,18 @@ def check_size(geometry: Geometry, factor: int = 1) -> None:
 
 
 def operators(options: SuperResolution, geometry: Geometry) -> Operators:
-    """The student, and a teacher for every smaller factor."""
+    """The student, and a teacher for every smaller factor; for factor 1 one with half the blur."""
     check_size(geometry, options.factor)
     blur = options.blur if options.teacher_blur is None else options.teacher_blur
+    if options.factor == 1 and options.teacher_blur is None:
+        blur = options.blur / 2
 
     def teacher(factor: int) -> TeacherSpec:
         return TeacherSpec(float(factor), lambda: SeparableDownsampling(geometry, factor, blur))
 
     return Operators(
         student=SeparableDownsampling(geometry, options.factor, options.blur),
-        teachers=tuple(teacher(factor) for factor in range(options.factor - 1, 0, -1)),
+        teachers=tuple(teacher(factor) for factor in range(max(options.factor - 1, 1), 0, -1)),
         axis="factor",
     )
 

@@ -41,6 +41,10 @@ class RunRecord(BaseModel):
       ``original/<image>``, ``measurement/<image>`` and ``reconstruction/<image>``;
     - ``operator.safetensors`` (seed, method): the learned operator's state;
     - ``matrix.safetensors`` (method): the learned operator as a dense n x n matrix, key ``P``;
+    - ``linearisation.safetensors`` (method): the learned operator near the gradient of a validation
+      image half way through its run: float32 ``singular`` values, eigenvalues of the ``symmetric``
+      part and of P A^T A (``product_real``, ``product_imag``), and the Jacobian ``J`` of one that
+      is not linear; metadata image, iteration and derivative (exact or finite differences);
     - ``traceback.txt`` (failed runs).
     """
 
@@ -114,6 +118,11 @@ def read(folder: Path) -> RunRecord:
         raise UserError(
             f"damaged run record {path} ({first}): move it away and run the study again"
         ) from None
+
+
+def method_folder(study: Path, method: str) -> Path:
+    """Run folder of a method below its study's; a name such as ``ndipa/vit`` stays one folder."""
+    return study / method.replace("/", "__")
 
 
 def children(folder: Path) -> list[Path]:

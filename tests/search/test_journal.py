@@ -160,10 +160,10 @@ def test_ranges_that_changed_are_told(tmp_path: Path) -> None:
     from optuna.distributions import FloatDistribution
 
     narrow, wide = ({"x": FloatDistribution(0.0, high)} for high in (1.0, 2.0))
-    study = journal.open_study(tmp_path / "row", narrow, NumberedSampler(narrow, 1))
+    study = journal.open_study(tmp_path / "row", narrow, NumberedSampler(narrow, 1), journal.Aims())
     study.tell(study.ask(narrow), 1.0)
     with pytest.raises(UserError, match="searched x in"):
-        journal.open_study(tmp_path / "row", wide, NumberedSampler(wide, 1))
+        journal.open_study(tmp_path / "row", wide, NumberedSampler(wide, 1), journal.Aims())
 
 
 @pytest.mark.parametrize(

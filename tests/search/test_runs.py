@@ -152,7 +152,7 @@ def test_pruned_trials_are_pruned(tmp_path: Path, lab, register) -> None:
         return context.reconstructor(task, values.solve, Identity())
 
     register("slow", fit)
-    study = lab.resolved(["slow"], trials=15)
+    study = lab.resolved(["slow"], trials=15, budget={"epochs": 2})
     found = lab.search(study, tmp_path, "slow")
     ended = trials(tmp_path, "slow")
     pruned = [trial for trial in ended if trial.state == "pruned"]

@@ -13,9 +13,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from scipy.stats.qmc import Sobol
 
 from dipa_bench import digests
+from dipa_bench.parameters import When
 from dipa_bench.search import journal, sampling
 from dipa_bench.search.runs import Row, relative
-from dipa_bench.search.sampling import NumberedSampler, sobol_point
+from dipa_bench.search.sampling import NumberedSampler, ask, sobol_point
 from dipa_bench.search.study import study_folder
 from dipa_bench.testing import small_task
 from dipa_bench.tracking import records
@@ -256,3 +257,85 @@ def test_known_points_of_the_study_are_tried_by_every_row(
             "solve.strength": fourth["solve.strength"],
         }
         assert fourth["solve.strength"] < 1
+
+
+BRANCHES = {
+    "kind": CategoricalDistribution(("a", "b", "c")),
+    "rate": FloatDistribution(0.0, 1.0),
+    "a.width": IntDistribution(1, 8),
+    "a.only": CategoricalDistribution((5,)),
+    "b.width": FloatDistribution(0.1, 10.0, log=True),
+}
+CONDITIONS = {
+    "a.width": When("kind", "a"),
+    "a.only": When("kind", "a"),
+    "b.width": When("kind", "b"),
+}
+COUNTS = {
+    "a": {"kind", "rate", "a.width", "a.only"},
+    "b": {"kind", "rate", "b.width"},
+    "c": {"kind", "rate"},
+}
+
+
+def branched(count: int, value, admits=lambda draw: True, known=(), restart_at=None) -> list[dict]:
+    """Parameters of the first trials of a search with conditions, journal and all."""
+
+    def make() -> NumberedSampler:
+        return NumberedSampler(BRANCHES, 3, known, conditions=CONDITIONS, admits=admits)
+
+    sampler, found = make(), []
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    for index in range(count):
+        if index == restart_at:
+            sampler = make()
+            study.sampler = sampler
+        sampler.index = index
+        trial = ask(study, BRANCHES)
+        found.append(trial.params)
+        study.tell(trial, value(trial.params))
+    return found
+
+
+def test_only_what_counts_is_drawn() -> None:
+    """Of every trial, Sobol's and TPE's alike: the branch's parameters and no others."""
+    found = branched(60, lambda draw: draw["rate"])
+    assert {draw["kind"] for draw in found} == {"a", "b", "c"}
+    assert all(set(draw) == COUNTS[draw["kind"]] for draw in found)
+    assert all(draw["a.only"] == 5 for draw in found if draw["kind"] == "a")
+
+
+def test_tpe_learns_within_the_branch() -> None:
+    """The best branch and its parameter are found more often than chance would."""
+
+    def value(draw: dict) -> float:
+        return -abs(draw["a.width"] - 7) if draw["kind"] == "a" else -20.0
+
+    late = branched(70, value)[40:]
+    best = [draw for draw in late if draw["kind"] == "a" and draw["a.width"] in (6, 7, 8)]
+    assert len(best) > 15  # of 30; a third times three eighths of them by chance
+    assert branched(70, value, restart_at=50)[40:] == late
+
+
+def test_what_the_task_refuses_is_drawn_again() -> None:
+    """Known points too; the other draws stay as they were."""
+
+    def admits(draw: dict) -> bool:
+        return draw["kind"] != "a" or draw["a.width"] <= 2
+
+    known = ({"kind": "a", "a.width": 8, "a.only": 5}, {"kind": "c"})
+    free, held = (
+        branched(40, lambda draw: draw["rate"], rule, known) for rule in (lambda draw: True, admits)
+    )
+    assert free[0]["a.width"] == 8
+    assert all(map(admits, held))
+    assert not all(map(admits, free))
+    assert held[1]["kind"] == "c"
+    same = [index for index in range(16) if admits(free[index])]
+    assert [held[index] for index in same] == [free[index] for index in same]
+    assert any(draw["kind"] == "a" for draw in held)
+
+
+def test_a_task_that_refuses_everything_gets_the_last_draw() -> None:
+    """The trial will say why; the search does not hang."""
+    assert len(branched(3, lambda draw: 0.0, lambda draw: False)) == 3

@@ -163,7 +163,18 @@ def test_names_that_are_no_folders_are_refused(name: str) -> None:
     assert "study name" in problem_of(raw(), name=name)
     if name:
         problem_of(raw(name=name))
-        problem_of(raw(methods={name: {"method": "identity"}}))
+    if name != "a/b":  # as in ndipa/vit
+        problem_of(raw(methods={name or "a/": {"method": "identity"}}))
+
+
+@pytest.mark.parametrize("row", ["a/..", "/a", "a//b", "a/"])
+def test_parts_of_a_rows_name_are_names(row: str) -> None:
+    problem_of(raw(methods={row: {"method": "identity"}}))
+
+
+def test_rows_that_would_share_a_folder_are_refused() -> None:
+    rows = {name: {"method": "identity"} for name in ("a/b", "a__b")}
+    assert "a__b" in problem_of(raw(methods=rows))
 
 
 @pytest.mark.parametrize("row", ["lock", "study.json"])
@@ -450,3 +461,27 @@ def test_known_points_are_checked(point: dict, words: str) -> None:
 
 def test_known_points_do_not_trouble_controls() -> None:
     assert study_file.resolve(study_file.read("sr", None), methods="bicubic").known
+
+
+def test_a_preset_freezes_parameters_where_rows_have_them() -> None:
+    """What a row freezes itself, and what the command line says, stays."""
+    methods = {
+        "identity": {},
+        "ldipa": {},
+        "other": {"method": "ldipa", "set": {"train.clip": 0.25}},
+        "third": {"method": "ldipa"},
+    }
+    presets = {"short": {"set": {"train.clip": 0.5}}}
+    resolved = study_file.resolve(
+        raw(methods=methods, presets=presets), preset="short", sets=["third.train.clip=0.75"]
+    )
+    assert [row.set for row in resolved.methods.values()] == [
+        {},
+        {"train.clip": 0.5},
+        {"train.clip": 0.25},
+        {"train.clip": 0.75},
+    ]
+    plain = study_file.resolve(raw(methods=methods, presets=presets))
+    assert plain.methods["ldipa"].set == {}
+    bad = {"short": {"set": {"train.clip": -1.0}}}
+    assert "train.clip" in problem_of(raw(methods=methods, presets=bad), preset="short")

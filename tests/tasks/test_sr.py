@@ -7,7 +7,7 @@ import torch
 from dipa_bench.errors import UserError
 from dipa_bench.tasks.base import Geometry
 from dipa_bench.tasks.spectrum import largest_eigenvalue, matrix
-from dipa_bench.tasks.sr import SPEC, SuperResolution
+from dipa_bench.tasks.sr import SPEC, SeparableDownsampling, SuperResolution
 
 SHAPES = [(1, 16, 16), (1, 32, 32), (1, 24, 32)]
 CPU = torch.device("cpu")
@@ -98,9 +98,20 @@ def test_images_too_small_are_refused(shape, factor):
         SPEC.operators(SuperResolution(factor=factor), Geometry(shape))
 
 
+def test_factor_one_is_deblurring():
+    """Student: the blur alone; its only teacher has half of it, or what is asked for."""
+    geometry = Geometry((1, 16, 16), dtype=torch.float64)
+    x = torch.rand(2, 1, 16, 16, dtype=torch.float64)
+    for options, expected in (({}, 0.6), ({"teacher_blur": 0.3}, 0.3)):
+        made = SPEC.operators(SuperResolution(factor=1, blur=1.2, **options), geometry)
+        ((label, build),) = [(teacher.label, teacher.build) for teacher in made.teachers]
+        assert label == 1
+        for physics, blur in ((made.student, 1.2), (build(), expected)):
+            torch.testing.assert_close(physics.A(x), SeparableDownsampling(geometry, 1, blur).A(x))
+
+
 def test_factor_out_of_bounds_is_refused():
-    """A factor of 1 is no super-resolution."""
     from dipa_bench.parameters import build
 
     with pytest.raises(UserError, match="factor"):
-        build(SuperResolution, {"factor": 1})
+        build(SuperResolution, {"factor": 0})

@@ -1,0 +1,91 @@
+"""Testing what was fitted at the study's setting at others, nothing being fitted or tuned again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from dipa_bench.data.images import ImageSet
+from dipa_bench.errors import UserError
+from dipa_bench.evaluation.evaluate import Evaluation, evaluate
+from dipa_bench.evaluation.generalisation import MATCHED
+from dipa_bench.methods import FitContext, Method, Reconstructor
+from dipa_bench.parameters import build
+from dipa_bench.search.schema import Shift
+from dipa_bench.tasks.base import Geometry, Task
+
+
+def shifted(task: Task, shift: Shift) -> Task:
+    """A task with other options, noise or iterations; images, prior and seed stay.
+
+    Raises:
+        UserError: an option that the task does not have, or a bad value.
+    """
+    changes: dict[str, Any] = {}
+    if shift.options:
+        options = build(task.spec.options, task.options.model_dump() | shift.options)
+        geometry = Geometry(task.shape, task.device, task.dtype, task.seed)
+        changes |= {"options": options, "operators": task.spec.operators(options, geometry)}
+    if shift.noise is not None:
+        changes |= {"noise": shift.noise, "test_noise": None}
+    if shift.iterations is not None:
+        changes["iterations"] = shift.iterations
+    return replace(task, **changes)
+
+
+def moved(
+    method: Method, task: Task, parameters: Any, state: Mapping[str, Tensor], context: FitContext
+) -> Reconstructor | None:
+    """What was fitted, at another task: analytic operators made anew, learned ones as they are.
+
+    Solver settings stay, relative steps being relative to the other operator. None for a method
+    that cannot be moved, or does not apply there.
+    """
+    if method.skip(task) is not None:
+        return None
+    if method.restore is not None:
+        return method.restore(task, parameters, state, context)
+    if method.learned or method.unsuitable(task, parameters) is not None:
+        return None
+    return method.fit(task, parameters, context)
+
+
+def score(
+    method: Method,
+    tasks: Mapping[str, Task],
+    parameters: Any,
+    state: Mapping[str, Tensor],
+    images: ImageSet,
+    matched: Evaluation,
+    seed: int,
+    context: FitContext,
+) -> pd.DataFrame:
+    """Scores at all settings: columns setting, seed, image, subject, psnr, ssim.
+
+    Args:
+        method: that was fitted.
+        tasks: setting to task.
+        parameters: of the method.
+        state: what the fit made, as stored.
+        images: test images.
+        matched: the evaluation at the study's own setting.
+        seed: index of the refit.
+        context: of the fit.
+    """
+
+    def tables() -> Iterator[pd.DataFrame]:
+        yield matched.image_table(seed).assign(setting=MATCHED)
+        for name, task in tasks.items():
+            try:
+                there = moved(method, task, parameters, state, context)
+            except UserError:  # a fixed shape, or another number of channels
+                there = None
+            if there is not None:
+                found = evaluate(there, task, images, with_ssim=True)
+                yield found.image_table(seed).assign(setting=name)
+
+    return pd.concat(tables(), ignore_index=True)

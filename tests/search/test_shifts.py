@@ -1,0 +1,101 @@
+"""Winners tested at other settings, as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from dipa_bench import registry
+from dipa_bench.errors import UserError
+from dipa_bench.evaluation.evaluate import evaluate
+from dipa_bench.parameters import build
+from dipa_bench.search.schema import Shift
+from dipa_bench.search.shifts import shifted
+from dipa_bench.search.study import study_folder
+from dipa_bench.testing import small_task
+
+SETTINGS = {
+    "blur": {"options": {"factor": 1}},
+    "noisy": {"noise": 0.1},
+    "longer": {"iterations": 9},
+}
+
+
+def run(lab, root: Path, methods: list[str]) -> dict[str, pd.DataFrame]:
+    study = lab.resolved(methods, raw={"shifts": SETTINGS})
+    for row in methods:
+        assert lab.search(study, root, row).state == "finished", row
+    folder = study_folder(root, "small")
+    return {row: pd.read_parquet(folder / row / "shifts.parquet") for row in methods}
+
+
+def test_a_shift_changes_what_it_names() -> None:
+    task = small_task(noise=0.02, test_noise=0.3)
+    blur = shifted(task, Shift(options={"factor": 1}))
+    x = task.pixels(task.images.test("test"))
+    assert blur.student.A(x).shape[-1] == 16
+    assert task.student.A(x).shape[-1] == 4
+    assert (blur.noise, blur.test_noise, blur.iterations) == (0.02, 0.3, task.iterations)
+    noisy = shifted(task, Shift(noise=0.5))
+    assert (noisy.tested.noise, noisy.operators) == (0.5, task.operators)
+    assert shifted(task, Shift(iterations=7)).iterations == 7
+    with pytest.raises(UserError, match="factor"):
+        shifted(task, Shift(options={"faktor": 1}))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_scores_are_those_of_the_moved_operator(tmp_path: Path, lab) -> None:
+    """Of every setting: what restoring the stored numbers there and testing gives."""
+    scores = run(lab, tmp_path, ["identity", "hessian", "ldipa", "lmmse", "adjoint"])
+    task = small_task(seed=0)
+    images = task.images.test("test")
+    for row in ("identity", "hessian", "ldipa"):
+        found = scores[row]
+        assert list(dict.fromkeys(found["setting"])) == ["matched", *SETTINGS]
+        folder = study_folder(tmp_path, "small") / row
+        own = pd.read_parquet(folder / "images.parquet")
+        matched = found[found["setting"] == "matched"]
+        assert matched["psnr"].tolist() == own["psnr"].tolist()
+        assert found.groupby("setting")["seed"].nunique().tolist() == [own["seed"].nunique()] * 4
+        method = registry.get("methods", row)
+        bench = lab.bench(lab.resolved([row], raw={"shifts": SETTINGS}), tmp_path)
+        from dipa_bench.search import restore
+
+        seed = restore.records.read(folder / "seed-0")
+        state = restore._state(folder / "seed-0") if method.restore else {}
+        for name, shift in SETTINGS.items():
+            there = shifted(task, Shift(**shift))
+            values = build(method.parameters, seed.params)
+            context = restore._context(bench, seed.seed)
+            made = (
+                method.restore(there, values, state, context)
+                if method.restore
+                else method.fit(there, values, context)
+            )
+            expected = evaluate(made, there, images).psnr
+            ours = found[(found["setting"] == name) & (found["seed"] == 0)]["psnr"]
+            torch.testing.assert_close(torch.tensor(ours.tolist()), expected, check_dtype=False)
+            assert seed.metrics[f"shift/{name}/psnr"] == pytest.approx(expected.mean().item())
+    assert set(scores["lmmse"]["setting"]) == {"matched"}  # keeps no numbers to move
+    assert set(scores["adjoint"]["setting"]) == {"matched", *SETTINGS}
+
+
+@pytest.mark.parametrize(
+    ("shifts", "named"),
+    [
+        ({"blur": {"options": {"faktor": 1}}}, "factor"),
+        ({"blur": {}}, "blur"),
+        ({"matched": {"noise": 0.1}}, "matched"),
+        ({"blur": {"nois": 0.1}}, "noise"),
+        ({"blur": {"noise": -1.0}}, "noise"),
+    ],
+)
+def test_bad_shifts_are_told_before_the_search(tmp_path: Path, lab, shifts, named) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        study = lab.resolved(["identity"], raw={"shifts": shifts})
+        lab.search(study, tmp_path, "identity")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("**/trial-*"))
