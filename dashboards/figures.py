@@ -29,7 +29,7 @@ def psnr_curves(curves: pd.DataFrame, looks: Looks) -> go.Figure:
         curves: method, seed, image, iteration, psnr of one study.
         looks: a look per method.
     """
-    figure = _figure("iteration (0 = start)", "mean PSNR [dB]", _count(curves))
+    figure = blank("iteration (0 = start)", "mean PSNR [dB]", _count(curves))
     tops, bottoms = [], []
     for method, values in _per_image(curves, "psnr"):
         values = values.clip(upper=CEILING)
@@ -48,7 +48,7 @@ def residual_curves(curves: pd.DataFrame, looks: Looks) -> go.Figure:
         curves: method, seed, image, iteration, residual of one study.
         looks: a look per method.
     """
-    figure = _figure("iteration (0 = start)", "median ‖Ax - y‖₂ [unit of y]", _count(curves))
+    figure = blank("iteration (0 = start)", "median ‖Ax - y‖₂ [unit of y]", _count(curves))
     decades = 0.0
     for method, values in _per_image(curves, "residual"):
         positive = values.where(values > 0).dropna(how="all")
@@ -66,7 +66,7 @@ def psnr_boxes(images: pd.DataFrame, looks: Looks) -> go.Figure:
         images: method, seed, image, subject, psnr of one study.
         looks: a look per method.
     """
-    figure = _figure("test PSNR [dB], mean over seeds", "", 0)
+    figure = blank("test PSNR [dB], mean over seeds", "", 0)
     scores = {} if images.empty else {m: image_scores(r) for m, r in images.groupby("method")}
     for method in sorted(scores, key=lambda name: scores[name].mean()):
         values, look = scores[method].dropna(), looks[method]
@@ -104,7 +104,7 @@ def search_history(trials: pd.DataFrame, looks: Looks) -> go.Figure:
         trials: method, number, state, value, reason of one study.
         looks: a look per method.
     """
-    figure = _figure("trial", "validation PSNR [dB]", _count(trials) + 2)
+    figure = blank("trial", "validation PSNR [dB]", _count(trials) + 2)
     if trials.empty:
         return figure
     trials = trials.assign(value=trials["value"].astype(float)).sort_values("number")
@@ -253,7 +253,7 @@ def _iterations(figure: go.Figure, curves: pd.DataFrame) -> go.Figure:
     return figure.update_xaxes(tick0=0, dtick=max(1, math.ceil(last / 10)))
 
 
-def _figure(x: str, y: str, names: int) -> go.Figure:
+def blank(x: str, y: str, names: int) -> go.Figure:
     """An empty figure with named axes, and room below for a legend of so many names."""
     axis = {"gridcolor": "#e3e6ea", "zeroline": False, "linecolor": "#8a929b", "ticks": "outside"}
     return go.Figure(

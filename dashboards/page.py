@@ -14,13 +14,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from dashboards import figures, pictures
+from dashboards import architectures, figures, pictures, spectra
+from dashboards.importance import importance_bars
 from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
+from dipa_bench.evaluation.importance import LEAST, parameter_importance
 from dipa_bench.evaluation.leaderboard import image_rows, leaderboard, verdict
 from dipa_bench.evaluation.rendering import caveats, p_text, plain, short
 from dipa_bench.evaluation.statistics import image_scores
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import Linearised, Results
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Chart:
     title: str
     html: Markup
     help: str
+
+
+Drawn = tuple[str, go.Figure, str]
+"""A figure's title, the figure, and the sentence on how to read it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Section:
     charts: list[Chart]
     reconstructions: list[Gallery]
     operators: list[Gallery]
+    spectra: list[Chart]
 
 
 _CURVE_HELP = (
@@ -71,6 +78,30 @@ _BOX_HELP = (
 _SEARCH_HELP = (
     "A mark is a trial, the line the best finished trial so far: a line that still rises at its "
     "end asks for more trials. Marks on the lowest line have no value, or one below the axis."
+)
+_SIZE_HELP = (
+    "Further up and further left is better. Marks are test PSNR with 95% intervals, open where "
+    "nothing was learned; names without room are in the legend. Faint dots are the validation PSNR "
+    "of the search's trials of learned methods (the lowest may lie below the axis), and the grey "
+    "steps the highest that a trial with at most so many parameters has."
+)
+_TIME_HELP = (
+    "The same with the time that one image's reconstruction takes, on the machine of each run. "
+    "Trials are timed once, winners after a run to warm up: compare marks with marks."
+)
+_SINGULAR_HELP = (
+    "How much J, the Jacobian of an operator near one gradient (of a linear P its matrix), "
+    "stretches its n principal directions. A flat line at 1 is the identity; directions at the "
+    "far end of a steep line are dropped."
+)
+_SYMMETRIC_HELP = (
+    "Where all eigenvalues of (J + Jᵀ) / 2 are positive, J turns no small change of the gradient "
+    "by 90 degrees or more; negative ones belong to changes that it sends uphill."
+)
+_PRODUCT_HELP = (
+    "A gradient step of size s multiplies the error along an eigenvector of J AᵀA by 1 - s times "
+    "its eigenvalue. Eigenvalues near 0 leave their directions to the prior; where all others are "
+    "alike, one step does for all; negative real parts drive the error up."
 )
 
 
@@ -126,6 +157,9 @@ def _section(results: Results, study: str, style: dict[str, Look], index: int) -
     """The section of one study, the `index`-th on the page."""
     board = leaderboard(results, study=study)
     rows = [row | {"look": style[row["method"]]} for row in board.to_dict("records")]
+    charts = [*_charts(results, study, style), *_tuning(results, study, board, style)]
+    spectral = _spectra(results, study, [row["method"] for row in rows], style)
+    embedded = _embedded(charts + spectral, index)
     params = _winners(results.methods, study)
     for row in rows:
         row["params"] = params.get(row["method"], {})
@@ -137,11 +171,12 @@ def _section(results: Results, study: str, style: dict[str, Look], index: int) -
         reference=rows[0]["reference"],
         ranked=ranked,
         unranked=[row for row in rows if math.isnan(row["psnr"])],
-        charts=_charts(results, study, style, index),
+        charts=embedded[: len(charts)],
         reconstructions=_reconstructions(
             results, study, {row["method"]: row["look"].name for row in ranked}
         ),
         operators=_operators(results, study, [row["method"] for row in rows]),
+        spectra=embedded[len(charts) :],
     )
 
 
@@ -154,19 +189,76 @@ def _winners(methods: pd.DataFrame, study: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _charts(results: Results, study: str, style: dict[str, Look], index: int) -> list[Chart]:
-    """The study's figures; plotly.js comes with the page's first one."""
+def _charts(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]:
+    """The figures that every study has."""
     curves, images = _of_study(results.curves, study), _of_study(results.images, study)
     trials = _of_study(results.trials, study)
-    made = [
+    return [
         ("PSNR per iteration", figures.psnr_curves(curves, style), _CURVE_HELP),
         ("Residual per iteration", figures.residual_curves(curves, style), _RESIDUAL_HELP),
         ("Distribution of PSNR over test images", figures.psnr_boxes(images, style), _BOX_HELP),
         ("Search history", figures.search_history(trials, style), _SEARCH_HELP),
     ]
+
+
+def _tuning(
+    results: Results, study: str, board: pd.DataFrame, style: dict[str, Look]
+) -> list[Drawn]:
+    """Quality against cost, and importance of hyper-parameters, where the study has them."""
+    trials, drawn = _of_study(results.trials, study), []
+    if architectures.comparable(board, trials):
+        pixels = _pixels(results, study)
+        for cost, title, text in (
+            ("parameters", "PSNR against parameters", _SIZE_HELP),
+            ("seconds_per_image", "PSNR against time", _TIME_HELP),
+        ):
+            dense = pixels**2 if cost == "parameters" and pixels else None
+            figure = architectures.quality_by_cost(board, trials, style, cost, dense)
+            drawn.append((title, figure, text))
+    table = parameter_importance(trials)
+    if len(table):
+        figure = importance_bars(table, style)
+        text = _importance_help(table, sorted(set(trials["method"])))
+        drawn.append(("Importance of hyper-parameters", figure, text))
+    return drawn
+
+
+def _importance_help(table: pd.DataFrame, methods: list[str]) -> str:
+    """What the bars say, from how many trials, and which methods have none."""
+    fewest, most = int(table["trials"].min()), int(table["trials"].max())
+    trials = str(most) if fewest == most else f"{fewest} to {most}"
+    missing = [short(method, 40) for method in methods if method not in set(table["method"])]
+    none = (
+        f" No bar for {', '.join(missing)}: fewer than {LEAST} finished trials, or nothing varied."
+    )
+    return (
+        "How much of the differences in validation PSNR each hyper-parameter explains by itself "
+        f"(fANOVA), from {trials} finished trials of each method. The light piece is a random "
+        "number that was drawn beside each trial: what is not clearly longer means nothing. "
+        "Parameters that only some trials have are left out." + (none if missing else "")
+    )
+
+
+def _spectra(
+    results: Results, study: str, methods: list[str], style: dict[str, Look]
+) -> list[Drawn]:
+    """The figures of learned operators near one gradient, if there are any."""
+    held = results.linearisations
+    found = {name: held[study, name] for name in methods if (study, name) in held}
+    if not found:
+        return []
+    return [
+        ("Singular values", spectra.singular_values(found, style), _SINGULAR_HELP),
+        ("Symmetric part", spectra.symmetric_spectrum(found, style), _SYMMETRIC_HELP),
+        ("Eigenvalues of J AᵀA", spectra.product_spectrum(found, style), _PRODUCT_HELP),
+    ]
+
+
+def _embedded(drawn: list[Drawn], index: int) -> list[Chart]:
+    """Figures as parts of the `index`-th study; plotly.js comes with the page's first one."""
     return [
         Chart(title, _embed(figure, f"figure-{index}-{number}", index == number == 0), text)
-        for number, (title, figure, text) in enumerate(made)
+        for number, (title, figure, text) in enumerate(drawn)
     ]
 
 
@@ -232,23 +324,46 @@ def _score_by_image(results: Results, study: str, method: str) -> dict[str, floa
 
 
 def _operators(results: Results, study: str, methods: list[str]) -> list[Gallery]:
-    """The learned operators of the study, in the order of the leaderboard."""
+    """The study's learned operators, linear or linearised, in the order of the leaderboard."""
     galleries = []
     for name in methods:
         matrix = results.operators.get((study, name))
+        near = results.linearisations.get((study, name))
+        held = results.pictures.get((study, name), {})
         if matrix is not None:
-            shape = _image_shape(results.pictures.get((study, name), {}), matrix.shape[0])
+            shape = _image_shape(held, matrix.shape[0])
             galleries.append(Gallery(name, pictures.operator_pictures(matrix, shape, name)))
+        elif near is not None and near.matrix is not None:
+            shape = _image_shape(held, near.matrix.shape[0])
+            shown = pictures.operator_pictures(near.matrix, shape, name, "J", _reference(near))
+            galleries.append(Gallery(f"{short(name, 60)}: Jacobian", shown))
     return galleries
 
 
-def _image_shape(held: dict[str, Any], pixels: int) -> tuple[int, int] | None:
-    """Height and width of images of so many pixels: an original's, else a square."""
+def _reference(near: Linearised) -> str:
+    """Where a Jacobian was taken, and how unless exactly."""
+    place = f"at validation image {short(near.image, 40) or '?'}"
+    when = "" if near.iteration is None else f", iteration {near.iteration}"
+    how = "" if near.derivative == "exact" else f", by {short(near.derivative, 40)}"
+    return place + when + how
+
+
+def _image_shape(held: dict[str, Any], numbers: int) -> tuple[int, int] | None:
+    """Height and width of images of so many numbers: an original's, else a square."""
     for key, values in held.items():
-        if key.startswith("original/") and values.size == pixels and values.ndim == 2:
+        if key.startswith("original/") and values.ndim == 2 and numbers % values.size == 0:
             return values.shape
-    side = math.isqrt(pixels)
-    return (side, side) if side * side == pixels else None
+    side = math.isqrt(numbers)
+    return (side, side) if side * side == numbers else None
+
+
+def _pixels(results: Results, study: str) -> int | None:
+    """H W of the study's images, as its pictures have it."""
+    for (owner, _), held in results.pictures.items():
+        for key, values in held.items():
+            if owner == study and key.startswith("original/"):
+                return int(values.size)
+    return None
 
 
 def _last_start(methods: pd.DataFrame) -> str:

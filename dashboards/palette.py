@@ -43,7 +43,7 @@ class Look:
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look per method, by the order of the sorted names; beyond seven, the dash tells apart."""
+    """A look per method, by the order of the sorted names; beyond seven, dash and symbol differ."""
     count = len(COLOURS)
     found: dict[str, Look] = {}
     for i, method in enumerate(sorted(set(methods))):
@@ -51,7 +51,8 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
         if any(look.name == name for look in found.values()):
             name = f"{short(method, _NAME - 5)} ({i + 1})"
         dash = DASHES[i // count % len(DASHES)]
-        found[method] = Look(name, COLOURS[i % count], dash, SYMBOLS[i % count])
+        symbol = SYMBOLS[(i + i // count) % len(SYMBOLS)]
+        found[method] = Look(name, COLOURS[i % count], dash, symbol)
     return found
 
 

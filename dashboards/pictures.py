@@ -54,25 +54,35 @@ def scale_css() -> str:
 
 
 def operator_pictures(
-    matrix: np.ndarray, shape: tuple[int, int] | None, name: str
+    matrix: np.ndarray,
+    shape: tuple[int, int] | None,
+    name: str,
+    what: str = "P",
+    source: str = "",
 ) -> list[Picture]:
-    """A learned operator as an image, and some of its rows as images.
+    """A learned operator as an image, and some of its rows and one of its columns as images.
 
     Args:
-        matrix: n x n, maps a gradient to a direction; row i says how direction pixel i is mixed.
-        shape: ``(height, width)`` of the images with height * width = n; None leaves out the rows.
+        matrix: n x n, maps a gradient to a direction; row i says how direction pixel i is mixed,
+            column j is the response to an impulse in gradient pixel j.
+        shape: ``(height, width)`` of the images; n is height * width, or a multiple of it, of
+            which the first channel is shown; None leaves out rows and column.
         name: the method, for the alternative texts.
+        what: ``"P"`` for a linear operator's matrix, ``"J"`` for a Jacobian.
+        source: where a Jacobian was taken, in words.
 
     Returns:
         The pictures; their captions say at which magnitude the colours end.
     """
     limit = colour_limit(matrix)
     small, block = shrink(matrix)
-    lines = [f"P, {matrix.shape[0]} x {matrix.shape[1]}", f"colours end at ±{limit:.3g}"]
+    lines = [f"{what}, {matrix.shape[0]} x {matrix.shape[1]}", f"colours end at ±{limit:.3g}"]
     if block > 1:
         lines.append(f"each pixel: the largest in magnitude of {block} x {block} entries")
-    whole = Picture(diverging(small, limit), f"the learned matrix P of {name}", tuple(lines))
-    return [whole, *_rows(matrix, shape, name)]
+    lines += [source] if source else []
+    alt = f"the Jacobian J of {name}" if what == "J" else f"the learned matrix {what} of {name}"
+    whole = Picture(diverging(small, limit), alt, tuple(lines))
+    return [whole, *_rows(matrix, shape, name, what)]
 
 
 def colour_limit(values: np.ndarray) -> float:
@@ -100,24 +110,44 @@ def shrink(matrix: np.ndarray, side: int = _SIDE) -> tuple[np.ndarray, int]:
     return np.take_along_axis(flat, where, axis=2)[..., 0], block
 
 
-def _rows(matrix: np.ndarray, shape: tuple[int, int] | None, name: str) -> list[Picture]:
-    """Rows of the matrix as images: centre, half way to the corner, and the corner."""
-    if shape is None or shape[0] * shape[1] != matrix.shape[1]:
+def _rows(matrix: np.ndarray, shape: tuple[int, int] | None, name: str, what: str) -> list[Picture]:
+    """Rows as images: of the centre, half way to the corner, and the corner; the centre's column.
+
+    Of several channels, what the first has to do with itself.
+    """
+    if shape is None or matrix.shape[1] % (shape[0] * shape[1]):
         return []
     height, width = shape
-    places = {
-        "the central pixel": (height // 2, width // 2),
+    first = matrix[: height * width, : height * width]
+    centre = height // 2, width // 2
+    rows = {
+        "the central pixel": centre,
         "a pixel half way to the corner": (height // 4, width // 4),
         "the corner pixel": (0, 0),
     }
+    shown = [
+        (
+            f"row of {text}",
+            f"row of {what} for {text}, of {name}",
+            place,
+            first[_flat(place, width)],
+        )
+        for text, place in rows.items()
+    ]
+    column = first[:, _flat(centre, width)]
+    alt = f"column of {what}, response to an impulse in the central pixel, of {name}"
+    shown.append(("response to an impulse", alt, centre, column))
     pictures = []
-    for text, (row, column) in places.items():
-        values = matrix[row * width + column].reshape(shape)
+    for text, alt, place, values in shown:
         limit = colour_limit(values)
-        lines = (f"row of {text}", f"at ({row}, {column}); colours end at ±{limit:.3g}")
-        alt = f"row of P for {text}, of {name}"
-        pictures.append(Picture(diverging(values, limit), alt, lines))
+        lines = (text, f"at {place}; colours end at ±{limit:.3g}")
+        pictures.append(Picture(diverging(values.reshape(shape), limit), alt, lines))
     return pictures
+
+
+def _flat(place: tuple[int, int], width: int) -> int:
+    """The number of a pixel."""
+    return place[0] * width + place[1]
 
 
 def _palette() -> list[int]:

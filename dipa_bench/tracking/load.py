@@ -23,7 +23,7 @@ from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import Linearised, Results
 from dipa_bench.tracking.wording import decode, experiment_name
 
 if TYPE_CHECKING:
@@ -84,10 +84,15 @@ TRIALS = {
     "state": object,
     "value": float,
     "seconds": float,
+    "parameters": float,
+    "seconds_per_image": float,
     "params": object,
     "reason": object,
 }
-ARTIFACTS = ("images.parquet", "curves.parquet", "pictures.safetensors", "matrix.safetensors")
+ARTIFACTS = (
+    *("images.parquet", "curves.parquet"),
+    *("pictures.safetensors", "matrix.safetensors", "linearisation.safetensors"),
+)
 
 
 def load_results(
@@ -170,6 +175,7 @@ class _Tables:
         self.curves: list[pd.DataFrame] = []
         self.pictures: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         self.operators: dict[tuple[str, str], np.ndarray] = {}
+        self.linearisations: dict[tuple[str, str], Linearised] = {}
 
     def add(
         self, client: MlflowClient, run: Run, children: list[Run], files: dict[str, Path]
@@ -189,6 +195,8 @@ class _Tables:
                 self.pictures[key] = _tensors(path)
             if path := files.get("matrix.safetensors"):
                 self.operators[key] = _tensors(path)["P"]
+            if path := files.get("linearisation.safetensors"):
+                self.linearisations[key] = _linearised(path)
 
     def results(self, task: str) -> Results:
         """The tables, with all their columns even where they are empty."""
@@ -203,6 +211,7 @@ class _Tables:
             trials=_frame(self.trials, TRIALS),
             pictures=self.pictures,
             operators=self.operators,
+            linearisations=self.linearisations,
         )
 
 
@@ -238,6 +247,8 @@ def _trial_row(client: MlflowClient, run: Run) -> dict[str, Any]:
         "state": _tag(run, "state"),
         "value": figures.get("val/psnr", np.nan),
         "seconds": figures.get("trial/seconds", np.nan),
+        "parameters": figures.get("parameters", np.nan),
+        "seconds_per_image": figures.get("cost/seconds", np.nan),
         "params": _params(client, run),
         "reason": _tag(run, "reason") or None,
     }
@@ -269,6 +280,23 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     return load_file(path)
+
+
+def _linearised(path: Path) -> Linearised:
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        facts = file.metadata() or {}
+        held = {name: file.get_tensor(name) for name in file.keys()}
+    return Linearised(
+        singular=held["singular"],
+        symmetric=held["symmetric"],
+        product=held["product_real"] + 1j * held["product_imag"],
+        matrix=held.get("J"),
+        image=facts.get("image", ""),
+        iteration=int(facts["iteration"]) if "iteration" in facts else None,
+        derivative=facts.get("derivative", "exact"),
+    )
 
 
 # ---------------------------------------------------------------------------- runs

@@ -9,6 +9,29 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
+class Linearised:
+    """A learned operator near one gradient of a validation image, for images of n numbers.
+
+    Attributes:
+        singular: of J = dP(g, k)/dg (of a linear P its matrix), n, largest first.
+        symmetric: eigenvalues of (J + J^T) / 2, n, largest first.
+        product: eigenvalues of J A^T A with the student's A, n, complex, largest real part first.
+        matrix: J, n x n, of an operator that is not linear; else None.
+        image: name of the validation image.
+        iteration: k, the middle of the operator's own run; None where that is not known.
+        derivative: how J was taken, ``"exact"`` or ``"finite differences"``.
+    """
+
+    singular: np.ndarray
+    symmetric: np.ndarray
+    product: np.ndarray
+    matrix: np.ndarray | None = None
+    image: str = ""
+    iteration: int | None = None
+    derivative: str = "exact"
+
+
+@dataclass(frozen=True)
 class Results:
     """All that tracking stored about one task, as tables. Rows join on ``(study, method)``.
 
@@ -22,11 +45,13 @@ class Results:
             of the images, or None), params (dict, the winner's), run_id, started (epoch seconds).
         images: study, method, seed, image, subject, psnr, ssim; test images only.
         curves: study, method, seed, image, iteration, psnr, residual, step_norm.
-        trials: study, method, number, state, value (validation PSNR or NaN), seconds,
-            params (dict), reason.
+        trials: study, method, number, state, value (validation PSNR or NaN), seconds (of fitting
+            and validating), parameters (count), seconds_per_image (of one reconstruction; both NaN
+            where nothing was measured), params (dict), reason.
         pictures: (study, method) to {"original/<image>" | "measurement/<image>" |
             "reconstruction/<image>": H x W array in [0, 1]}.
-        operators: (study, method) to the learned operator as an n x n matrix.
+        operators: (study, method) to the learned linear operator as an n x n matrix.
+        linearisations: (study, method) to what a learned operator does near one gradient.
     """
 
     task: str
@@ -36,3 +61,4 @@ class Results:
     trials: pd.DataFrame
     pictures: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
     operators: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    linearisations: dict[tuple[str, str], Linearised] = field(default_factory=dict)

@@ -8,10 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import Linearised, Results
 
-QUALITY = {"identity": 0.0, "scalar": 0.6, "greedy": 1.2, "ldipa": 2.4, "lmmse": 1.5}
-LEARNED = {"scalar", "greedy", "ldipa"}
+QUALITY = {
+    "identity": 0.0,
+    "scalar": 0.6,
+    "greedy": 1.2,
+    "ldipa": 2.4,
+    "lmmse": 1.5,
+    "network": 3.0,
+}
+LEARNED = {"scalar", "greedy", "ldipa", "network"}
 
 
 def phantom(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -29,6 +36,25 @@ def preconditioner(size: int) -> np.ndarray:
     return np.exp(-far) * np.cos(1.5 * far)
 
 
+def linearised(matrix: np.ndarray, nonlinear: bool = False, image: str = "") -> Linearised:
+    """What a matrix does on an A that keeps every other pixel."""
+    product = np.linalg.eigvals(matrix * (np.arange(len(matrix)) % 2 == 0))
+    return Linearised(
+        singular=np.linalg.svd(matrix, compute_uv=False),
+        symmetric=np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1],
+        product=np.array(sorted(product, key=lambda value: -value.real), dtype=complex),
+        matrix=matrix if nonlinear else None,
+        image=image,
+        iteration=10,
+        derivative="exact",
+    )
+
+
+def numbers_of(name: str, size: int) -> int:
+    """How many parameters a method has."""
+    return {"scalar": 1, "greedy": size**4, "ldipa": size**4, "network": 20 * size**2}.get(name, 0)
+
+
 def build(
     size: int = 8,
     images: int = 6,
@@ -39,10 +65,10 @@ def build(
     studies: tuple[str, ...] = ("study",),
     rename: Callable[[str], str] = lambda name: name,
 ) -> Results:
-    """Results of five finished methods and a diverged one; every name goes through `rename`."""
+    """Results of six finished methods and a diverged one; every name goes through `rename`."""
     rng = np.random.default_rng(0)
     methods, scores, curves, tried = [], [], [], []
-    pictures, operators = {}, {}
+    pictures, operators, linearisations = {}, {}, {}
     originals = [phantom(rng, size) for _ in range(2)]
     for study in map(rename, studies):
         hard = rng.normal(24, 1.5, subjects)[np.arange(images) % subjects] + rng.normal(
@@ -63,10 +89,10 @@ def build(
                     "preset": "quick",
                     "state": "finished",
                     "reason": None,
-                    "parameters": size**4 if learned else 0,
+                    "parameters": numbers_of(name, size),
                     "trials": trials,
                     "seeds": seeds,
-                    "seconds_per_image": 0.0123,
+                    "seconds_per_image": 0.0123 * (1 + gain) ** 2,
                     "operator_calls": 2.0 * iterations,
                     "denoiser_calls": float(iterations),
                     "fit_seconds": 61.0 if learned else (4.0 if name == "lmmse" else 0.0),
@@ -109,7 +135,15 @@ def build(
                         "state": state,
                         "value": np.nan if state == "diverged" else 24 + gain - rng.exponential(),
                         "seconds": 30.0,
-                        "params": {"solve.step": 0.9},
+                        "parameters": numbers_of(name, size) * (1 + number % 4)
+                        if name == "network"
+                        else numbers_of(name, size),
+                        "seconds_per_image": 0.01 * (1 + gain) ** 2 * rng.uniform(0.8, 1.2),
+                        "params": {
+                            rename("solve.step"): float(rng.uniform(0.1, 2)),
+                            "solve.momentum": ("textbook", "none")[number % 2],
+                            "operator.width": 2 ** (number % 4),
+                        },
                         "reason": rename("left the finite numbers")
                         if state == "diverged"
                         else None,
@@ -118,14 +152,20 @@ def build(
             pictures[study, method] = {}
             for index, original in enumerate(originals):
                 image = rename(f"image-{index}")
-                noisy = original + rng.normal(0, 0.12 - 0.04 * gain, original.shape)
+                noisy = original + rng.normal(0, 0.12 / (1 + gain), original.shape)
                 pictures[study, method] |= {
                     f"original/{image}": original,
                     f"measurement/{image}": original[::2, ::2],
                     f"reconstruction/{image}": np.clip(noisy, 0, 1),
                 }
-            if learned:
-                operators[study, method] = preconditioner(size)
+            matrix = preconditioner(size)
+            if name == "network":
+                bent = matrix + 0.2 * np.triu(rng.normal(0, 1 / size, matrix.shape))
+                image = rename("validation-0")
+                linearisations[study, method] = linearised(bent, nonlinear=True, image=image)
+            elif learned and name != "scalar":
+                operators[study, method] = matrix * (1 + gain / 10)
+                linearisations[study, method] = linearised(operators[study, method])
         failed = methods[-1] | {
             "method": rename("broken"),
             "title": rename("a method that diverged"),
@@ -145,6 +185,7 @@ def build(
         trials=pd.DataFrame(tried),
         pictures=pictures,
         operators=operators,
+        linearisations=linearisations,
     )
 
 

@@ -73,14 +73,26 @@ def written(results: Results, folder: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def traces(page: Page) -> list[list[dict]]:
-    """The traces of every figure, from the page's scripts."""
-    found = []
+def drawings(page: Page) -> list[tuple[list[dict], dict]]:
+    """Traces and layout of every figure, from the page's scripts."""
+    found, decoder = [], json.JSONDecoder()
     for script in page.scripts:
         call = re.search(r"Plotly\.newPlot\(\s*\"figure-[\d-]+\",\s*", script)
         if call:
-            found.append(json.JSONDecoder().raw_decode(script, call.end())[0])
+            data, end = decoder.raw_decode(script, call.end())
+            start = script.index("{", end)
+            found.append((data, decoder.raw_decode(script, start)[0]))
     return found
+
+
+def traces(page: Page) -> list[list[dict]]:
+    """The traces of every figure."""
+    return [data for data, _ in drawings(page)]
+
+
+def layouts(page: Page) -> list[dict]:
+    """The layout of every figure."""
+    return [layout for _, layout in drawings(page)]
 
 
 def test_the_page_holds_every_part(make_results: Make, tmp_path: Path) -> None:
@@ -91,13 +103,20 @@ def test_the_page_holds_every_part(make_results: Make, tmp_path: Path) -> None:
     for row in board[board["state"] == "finished"].to_dict("records"):
         assert f"{row['psnr']:.2f} [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]" in page.text
     assert "broken (diverged): all trials left the finite numbers" in page.text
-    for heading in ("PSNR per iteration", "Residual", "Distribution", "Search history"):
+    for heading in (
+        *("PSNR per iteration", "Residual", "Distribution", "Search history"),
+        *("PSNR against parameters", "PSNR against time"),
+        *("Singular values", "Symmetric part", "Eigenvalues of J"),
+    ):
         assert heading in page.text
     alts = [attrs["alt"] for tag, attrs in page.elements if tag == "img"]
     for method in ("identity", "ldipa"):
         assert f"reconstruction of image-1 by {method}" in alts
     assert "original of image-0" in alts and "measurement of image-0" in alts
     assert "the learned matrix P of ldipa" in alts
+    assert "the Jacobian J of network" in alts
+    assert "the Jacobian J of ldipa" not in alts
+    assert "at validation image validation-0, iteration 10" in page.text
 
 
 def test_every_finished_method_has_a_trace_in_every_figure(
@@ -105,10 +124,14 @@ def test_every_finished_method_has_a_trace_in_every_figure(
 ) -> None:
     results = make_results()
     drawn = traces(written(results, tmp_path))
-    assert len(drawn) == 4
+    assert len(drawn) == 9
     finished = set(results.methods.query("state == 'finished'")["method"])
-    for figure in drawn:
+    for figure in drawn[:6]:
         assert {trace["name"] for trace in figure} >= finished
+    places = [t["x"] for t in drawn[4] if t["name"].startswith("dense P")]
+    assert places == [[64**2, 64**2]], "8 x 8 pixels"
+    for figure in drawn[6:]:
+        assert {trace["name"] for trace in figure} == {"greedy", "ldipa", "network"}
 
 
 def test_the_page_is_self_contained(make_results: Make, tmp_path: Path) -> None:
@@ -124,8 +147,8 @@ def test_the_page_is_self_contained(make_results: Make, tmp_path: Path) -> None:
 
 def test_hostile_names_stay_text(make_results: Make, tmp_path: Path) -> None:
     studies = ("one", "two")
-    harmless = written(make_results(studies=studies), tmp_path / "a")
-    attacked = make_results(studies=studies, rename=attack)
+    harmless = written(make_results(studies=studies, trials=14), tmp_path / "a")
+    attacked = make_results(studies=studies, trials=14, rename=attack)
     hostile = written(attacked, tmp_path / "b")
     assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in harmless.elements]
     for (_, left), (_, right) in zip(hostile.elements, harmless.elements, strict=True):
@@ -140,7 +163,10 @@ def test_hostile_names_stay_text(make_results: Make, tmp_path: Path) -> None:
         [t.get(k) for f in traces(hostile) for t in f for k in ("meta", "customdata")]
     )
     assert "alert(1)" in hovers and "<" not in hovers
-    texts = [text for figure in traces(hostile) for t in figure for text in t.get("text", [])]
+    texts = [text for figure in traces(hostile) for t in figure for text in t.get("text") or []]
+    assert any("alert(1)" in text and "from 9 trials" in text for text in texts), "importance"
+    axes = json.dumps([layout["yaxis"].get("ticktext") for layout in layouts(hostile)])
+    assert "script" in axes and "<" not in axes
     assert texts and {tag for text in texts for tag in re.findall("<[^>]*>", text)} <= {"<br>"}
 
 
@@ -149,7 +175,7 @@ def test_long_and_odd_names_are_shown(make_results: Make, tmp_path: Path) -> Non
     assert "x" * 50 in odd.text
     assert not re.search(r"[\x00\u202e]|x{700}", odd.text)
     lines = [t["name"] for t in traces(odd)[0] if t.get("mode") == "lines+markers"]
-    assert len(set(lines)) == 5, "names that are cut short stay apart"
+    assert len(set(lines)) == 6, "names that are cut short stay apart"
 
 
 def test_results_without_anything_make_a_page(tmp_path: Path) -> None:
@@ -238,7 +264,7 @@ def test_a_shrunk_matrix_keeps_its_diagonal() -> None:
 def test_rows_of_an_operator_are_images_of_its_shape() -> None:
     matrix = np.diag(np.arange(1.0, 16.0))
     shown = pictures.operator_pictures(matrix, (3, 5), "m")
-    assert [decoded(picture.uri).shape[:2] for picture in shown[1:]] == [(3, 5)] * 3
+    assert [decoded(picture.uri).shape[:2] for picture in shown[1:]] == [(3, 5)] * 4
     centre = decoded(shown[1].uri)[..., 1]
     assert np.argwhere(centre < 200).tolist() == [[1, 2]]
     assert len(pictures.operator_pictures(matrix, None, "m")) == 1
@@ -246,4 +272,4 @@ def test_rows_of_an_operator_are_images_of_its_shape() -> None:
 
 @pytest.mark.parametrize("values", [np.zeros((4, 4)), np.full((4, 4), np.nan)])
 def test_operators_without_a_scale_are_drawn(values: np.ndarray) -> None:
-    assert len(pictures.operator_pictures(values, (2, 2), "m")) == 4
+    assert len(pictures.operator_pictures(values, (2, 2), "m")) == 5

@@ -61,6 +61,7 @@ def hand() -> SimpleNamespace:
         trial_values=trial_values,
         tables=tables,
         pictures=pictures,
+        linearised=linearised,
         task=TASK,
         states=STATES,
         winner=WINNER,
@@ -155,7 +156,9 @@ def trial_values(number: int, state: str) -> dict[str, object]:
             "fit.empty": "",
             "fit.absent": None,
         },
-        "metrics": {"trial/seconds": 1.5} | ({} if state == "failed" else {"val/psnr": value}),
+        "metrics": {"trial/seconds": 1.5}
+        | ({} if state == "failed" else {"val/psnr": value})
+        | ({"parameters": 9.0 + number, "cost/seconds": 0.25} if state == "finished" else {}),
         "series": {"val/psnr": [(i, 15.0 + i) for i in range(5)]},
     }
 
@@ -166,6 +169,20 @@ def write_files(folder: Path, seeds: tuple[int, ...], images: int) -> None:
     tables(seeds, images)["curves"].to_parquet(folder / "curves.parquet")
     save_file(pictures(images), folder / "pictures.safetensors")
     save_file({"P": np.eye(4, dtype=np.float32)}, folder / "matrix.safetensors")
+    facts = {"image": "v0/1", "iteration": "10", "derivative": "finite differences"}
+    save_file(linearised(), folder / "linearisation.safetensors", metadata=facts)
+
+
+def linearised() -> dict[str, np.ndarray]:
+    """Spectra and a Jacobian with known values."""
+    values = np.arange(4, dtype=np.float32)
+    return {
+        "J": np.diag(values),
+        "singular": values[::-1].copy(),
+        "symmetric": values[::-1] - 1,
+        "product_real": values / 2,
+        "product_imag": -values,
+    }
 
 
 def tables(seeds: tuple[int, ...], images: int) -> dict[str, pd.DataFrame]:

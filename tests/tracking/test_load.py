@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import load, records
@@ -89,6 +90,8 @@ def test_trials_come_back(filled: str, hand: SimpleNamespace) -> None:
         assert row["params"] == written["params"]
         assert row["reason"] == written["reason"]
         assert row["seconds"] == 1.5
+        measured = (9.0 + number, 0.25) if state == "finished" else (math.nan, math.nan)
+        assert (row["parameters"], row["seconds_per_image"]) == pytest.approx(measured, nan_ok=True)
         value = written["metrics"].get("val/psnr", math.nan)
         assert row["value"] == pytest.approx(value, rel=0, abs=0, nan_ok=True)
 
@@ -116,6 +119,27 @@ def test_pictures_and_operators_come_back(filled: str, hand: SimpleNamespace) ->
     assert np.array_equal(results.operators["small", "dipa"], np.eye(4))
 
 
+def test_linearisations_come_back(filled: str, hand: SimpleNamespace) -> None:
+    found = load_results(filled, "sr").linearisations
+    assert set(found) == {("small", "dipa"), ("small", "none")}
+    made, written = found["small", "dipa"], hand.linearised()
+    assert (made.image, made.iteration, made.derivative) == ("v0/1", 10, "finite differences")
+    for name, stored in (("matrix", "J"), ("singular", "singular"), ("symmetric", "symmetric")):
+        np.testing.assert_array_equal(getattr(made, name), written[stored])
+    assert made.product.tolist() == [0, 0.5 - 1j, 1 - 2j, 1.5 - 3j]
+
+
+def test_linearisations_without_a_jacobian_or_a_place(
+    root: Path, uri: str, hand: SimpleNamespace
+) -> None:
+    spectra = {name: value for name, value in hand.linearised().items() if name != "J"}
+    path = root / "studies" / "small" / "dipa" / "linearisation.safetensors"
+    save_file(spectra, path)
+    sync(root, uri)
+    made = load_results(uri, "sr").linearisations["small", "dipa"]
+    assert (made.matrix, made.image, made.iteration) == (None, "", None)
+
+
 def test_a_method_without_anything_has_all_columns(
     tmp_path: Path, uri: str, hand: SimpleNamespace
 ) -> None:
@@ -131,6 +155,7 @@ def test_a_method_without_anything_has_all_columns(
     assert row["start"] is None
     assert math.isnan(row["parameters"])
     assert results.pictures == {}
+    assert results.linearisations == {}
 
 
 def test_one_study_or_kind_of_rules_can_be_chosen(

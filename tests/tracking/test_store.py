@@ -221,6 +221,7 @@ def test_files_arrive_beside_the_database(root: Path, uri: str) -> None:
         "curves.parquet",
         "pictures.safetensors",
         "matrix.safetensors",
+        "linearisation.safetensors",
     }
     assert Path(parent.info.artifact_uri).is_relative_to(root)
 
