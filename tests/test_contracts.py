@@ -87,8 +87,26 @@ class TestSR1(PreconditionerContract):
         return SR1(2e-6, task.largest())
 
 
-@pytest.mark.parametrize("name", registry.names("methods"))
+METHODS = registry.names("methods")
+NETWORKS = [
+    name
+    for name in METHODS
+    if name.startswith("ndipa") or registry.get("methods", name).rule == "end-to-end"
+]
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NETWORKS])
 class TestMethods(MethodContract):
+    @pytest.fixture(autouse=True)
+    def _named(self, name):
+        type(self).name = name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+class TestNetworkMethods(MethodContract):
+    tasks = ("sr", "mri")
+
     @pytest.fixture(autouse=True)
     def _named(self, name):
         type(self).name = name

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
-from dipa_bench import devices
-from dipa_bench.preconditioners import Dense, Identity, Pointwise, Preconditioner
+from dipa_bench import devices, registry
+from dipa_bench.errors import UserError
+from dipa_bench.parameters import build
+from dipa_bench.preconditioners import Identity, Pointwise, Preconditioner
 from dipa_bench.search.runs import Row
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tasks.base import Task
-
-LARGEST_DENSE = 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,19 @@ class Plan:
 def plan(study: StudyFile, task: Task) -> Plan:
     """Times one reconstruction and one training step, and multiplies.
 
-    Pruning is not counted on, so learned rows are usually faster; a fit that does not train by
-    epochs is counted as one pass over the training images.
+    A trained row is timed with an operator of its own kind, untuned. Pruning is not counted on, so
+    learned rows are usually faster; a fit that does not train by epochs is counted as one pass over
+    the training images.
     """
     batch = min(study.budget.batch_size, len(task.images.train))
     chosen = {name: Row.of(study, name) for name in study.methods}
     obstacles = {name: row.obstacle(task) for name, row in chosen.items()}
-    forward, training = _seconds(task, batch, training=False), 0.0
-    if any(row.method.unrolled and not obstacles[name] for name, row in chosen.items()):
-        training = _seconds(task, batch, training=True)
+    forward = _seconds(task, batch, Identity())
+    trained = {
+        name: _seconds(task, batch, _operator(row, task), training=True)
+        for name, row in chosen.items()
+        if row.method.stochastic and not obstacles[name]
+    }
     validation, test = len(task.images.validation), task.images.test_count
     images = min(study.budget.train_images or len(task.images.train), len(task.images.train))
     rows = []
@@ -71,7 +76,7 @@ def plan(study: StudyFile, task: Task) -> Plan:
         trials = 0 if skip else study.budget.trials if searched else 1
         seeds = 0 if skip else study.budget.seeds if row.method.stochastic else 1
         checks = (study.budget.validation_images or validation) * forward
-        epoch = images * training + checks
+        epoch = images * trained.get(name, 0.0) + checks
         one_pass = images * forward if row.method.learned else 0.0
         trial_fit, seed_fit = (
             epochs * epoch if row.method.stochastic else one_pass
@@ -83,7 +88,18 @@ def plan(study: StudyFile, task: Task) -> Plan:
     return Plan(rows, int(1.2 * devices.peak_memory(task.device)))
 
 
-def _seconds(task: Task, batch: int, *, training: bool) -> float:
+def _operator(row: Row, task: Task) -> Preconditioner:
+    """An operator such as the row trains, with its untuned structure; a simple one if unknown."""
+    method = row.method
+    if method.operator in registry.names("operators"):
+        spec = registry.get("operators", method.operator)
+        values = build(method.parameters, row.defaults(task))
+        with suppress(UserError):  # an untuned structure that does not fit
+            return spec.build(task.shape, getattr(values, "operator", spec.parameters()), 1)
+    return Pointwise(1, task.shape)
+
+
+def _seconds(task: Task, batch: int, operator: Preconditioner, *, training: bool = False) -> float:
     """Seconds per image of one run, forwards or forwards and back."""
     images = task.images.train.first(batch)
     measured = task.measure(images)
@@ -95,10 +111,6 @@ def _seconds(task: Task, batch: int, *, training: bool) -> float:
         iterations=task.iterations,
         largest=task.largest(),
     )
-    operator: Preconditioner = Identity()
-    if training:  # a dense P where it can be had
-        small = task.shape[1] * task.shape[2] <= LARGEST_DENSE
-        operator = Dense(task.shape) if small else Pointwise(1, task.shape)
     operator = operator.to(task.device, task.dtype)
     elapsed = []
     for _ in range(2):  # the first warms up

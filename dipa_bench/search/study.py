@@ -310,6 +310,9 @@ def _test(
             blank = blank.model_copy(update={"params": record.params})
             reason = f"{bench.study.name} / {row.name}: seed {number} of the winner"
             images = _read_test(bench, reason)
+            if number == 0:
+                for name in SHOWN:  # of an earlier winner
+                    (folder / name).unlink(missing_ok=True)
             done = run_seed(bench, row, blank, place, images, observer.epoch)
             observer.ended(done)
         seeds.append(done)

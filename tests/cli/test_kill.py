@@ -106,6 +106,60 @@ def test_a_study_killed_twice_ends_like_one_that_never_was(
     assert sorted(sent) == sorted(expected)
 
 
+AT_ONCE = """
+from dipa_bench.learning import checkpoint
+checkpoint.PAUSE = 0.0
+from dipa_bench.cli.main import main
+main()
+"""
+FITS = (
+    *("--methods", "ndipa/cnn", "--trials", "2", "--name", "killed", "--set", "budget.seeds=1"),
+    *("--set", "budget.epochs=8", "--set", "budget.final_epochs=8", "--set", "operator.width=8"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["trial-0000", "seed-0"])
+def test_a_fit_killed_in_the_middle_goes_on(
+    work: Path, small: list[str], study, furnish, tmp_path: Path, monkeypatch, where: str
+) -> None:
+    """From its checkpoint, and ends as one that was never killed; nothing of it stays behind."""
+    place = work / "mlruns" / "studies" / "killed" / "ndipa__cnn"
+    process = subprocess.Popen(
+        [sys.executable, "-c", AT_ONCE, "study", *small, *FITS],
+        env={**os.environ, "DEN_SLEEP": "0.1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(place / where, process)
+        end = time.monotonic() + PATIENCE
+        while not list(place.glob(".checkpoints/*/[!.]*.safetensors")):  # whole ones
+            assert time.monotonic() < end, "no checkpoint was written"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert study(*FITS).code == 0
+    whole = furnish(tmp_path / "whole")
+    monkeypatch.chdir(whole)
+    assert study(*FITS).code == 0
+    ours, theirs = (
+        [records.read(path) for path in records.children(folder)]
+        for folder in (place, whole / "mlruns" / "studies" / "killed" / "ndipa__cnn")
+    )
+    resumed = [one for one in ours if "resumed_after_epoch" in one.notes]
+    assert [(one.kind, one.state) for one in resumed] == [(where.split("-")[0], "finished")]
+    assert not any("resumed_after_epoch" in one.notes for one in theirs)
+    finished = [one for one in ours if one.state == "finished"]
+    for one, other in zip(finished, theirs, strict=True):
+        assert one.params == other.params
+        for name in ("val/psnr", "test/psnr"):
+            assert one.metrics.get(name) == other.metrics.get(name)
+        assert one.series["train/loss"] == other.series["train/loss"]
+    assert not list(place.glob(".checkpoints/*"))
+
+
 def theirs_of(folder: Path) -> Path:
     return folder / "mlruns" / "studies" / "killed"
 
