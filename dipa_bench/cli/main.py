@@ -38,6 +38,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value, repeatable: problem.size=64, ldipa.train.clip=0.5"),
 ]
+RunArgument = Annotated[
+    str, typer.Argument(help="MLflow run id, run folder, or study/method[/seed-0].")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")]
 StudyOption = Annotated[str | None, typer.Option(help="Only the study of this name.")]
 DatasetOption = Annotated[
@@ -186,6 +189,74 @@ def rerun(
     from dipa_bench.cli.rerun import repeat_run
 
     repeat_run(run, device, tracking_uri)
+
+
+@app.command()
+def reconstruct(
+    run: RunArgument,
+    image: Annotated[
+        Path, typer.Argument(help="A picture, .npy array, DICOM file or NIfTI volume.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="File to write, .png or .npy [<image>-<method>.png].")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Pixels on a side, or native (0): the picture's own [the run's]."),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(min=0, help="Standard deviation of the simulated noise [the run's]."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise [the run's].")] = None,
+    measurement: Annotated[
+        bool, typer.Option("--measurement", help="IMAGE is a .npy file of a real measurement y.")
+    ] = False,
+    device: DeviceOption = "auto",
+    tracking_uri: UriOption = None,
+) -> None:
+    """Measure a picture of yours as a run's task does, and reconstruct it with the run's operator.
+
+    The picture's central square is resized to the run's size. Prints PSNR and SSIM, beside those of
+    the back-projection and of the tuned identity.
+    """
+    from dipa_bench.cli.apply import Request, reconstruct_image
+
+    request = Request(image, output, size, noise, seed, measurement)
+    reconstruct_image(run, request, device, tracking_uri)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    solver: Annotated[str | None, typer.Option(help="pnp-fista or red-fista.")] = None,
+    prior: Annotated[str | None, typer.Option(help="Prior; see `list priors`.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="K.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="problem.key=value, repeatable: problem.options.factor=3"),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Solver settings to try there on validation images, for the operator and for the "
+            "identity [16 where solver or prior change or no identity was tuned, else 0].",
+        ),
+    ] = None,
+    format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
+    device: DeviceOption = "auto",
+    tracking_uri: UriOption = None,
+) -> None:
+    """Test a run's operator on the test images at another solver, prior, K or operator.
+
+    It is not fitted again. The identity stands beside it at the same setting.
+    """
+    from dipa_bench.cli.apply import evaluate_run
+
+    given = {"solver": solver, "prior": prior, "iterations": iterations}
+    options = [f"problem.{key}={value}" for key, value in given.items() if value is not None]
+    evaluate_run(run, [*options, *(sets or [])], trials, device, format, tracking_uri)
 
 
 @app.command()

@@ -56,7 +56,7 @@ def show_leaderboard(
     board = leaderboard(results, reference=reference)
     text = render(board, format)
     if format == "table":
-        parts = [text, verdict(board, results), *_grids(board, results)]
+        parts = [text, verdict(board, results), *_grids(board, results), *_shifts(results)]
         text = "\n".join(parts)
     if output is None:
         print(text)
@@ -74,6 +74,14 @@ def _grids(board: pd.DataFrame, results: Results) -> Iterator[str]:
         found = grid(board, results, study)
         if found is not None:
             yield f"\n{render_grid(found, study)}"
+
+
+def _shifts(results: Results) -> Iterator[str]:
+    """How winners do at other settings, of the studies that tested it."""
+    from dipa_bench.evaluation.generalisation import by_study, render
+
+    for table in by_study(results):
+        yield f"\n{render(table)}"
 
 
 def make_dashboard(

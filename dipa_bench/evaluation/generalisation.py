@@ -6,13 +6,15 @@ Read from a table of test scores alone. Intervals, pairing and what counts as a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.evaluation import statistics
-from dipa_bench.evaluation.rendering import FORMATS, _console, _inert, _spread, plain, short
+from dipa_bench.evaluation.rendering import FORMATS, inert, plain, short, spread, text_console
+from dipa_bench.tracking.results import Results
 
 MATCHED = "matched"
 """The setting that methods were trained at."""
@@ -64,6 +66,17 @@ def generalisation(shifts: pd.DataFrame, reference: str) -> pd.DataFrame:
     rows = [_row(groups, key, reference) for key in groups]
     settings = list(dict.fromkeys(shifts["setting"]))
     return _sorted(pd.DataFrame(rows, columns=list(COLUMNS)), settings)
+
+
+def by_study(results: Results) -> Iterator[pd.DataFrame]:
+    """`generalisation` of every study that tested other settings, against its own reference."""
+    if results.shifts.empty:
+        return
+    methods = results.methods
+    for study, rows in results.shifts.groupby("study"):
+        named = methods.loc[methods["study"] == study, "reference"].iloc[0]
+        present = set(rows["method"])
+        yield generalisation(rows, named if named in present else rows["method"].iloc[0])
 
 
 def _row(groups: dict[Key, pd.DataFrame], key: Key, reference: str) -> dict[str, Any]:
@@ -124,7 +137,7 @@ def _cell(row: pd.Series, figure: str) -> str:
         return "reference"
     if figure == "drop" and row["setting"] == MATCHED:
         return MATCHED
-    return _spread(row, figure, _PARTS[figure][1])
+    return spread(row, figure, _PARTS[figure][1])
 
 
 def _sorted(table: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
@@ -160,7 +173,7 @@ def _table(table: pd.DataFrame) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    console = _console()
+    console = text_console()
     for heading, cells in _parts(table):
         shown = Table(title=Text(heading), title_justify="left", box=None, padding=(0, 1, 0, 0))
         shown.add_column("method", overflow="fold")
@@ -178,9 +191,9 @@ def _markdown(table: pd.DataFrame) -> str:
     lines: list[str] = []
     for heading, cells in _parts(table):
         names = ["method", *map(plain, cells.columns)]
-        lines += [f"### {_inert(heading)}", "", "| " + " | ".join(map(_inert, names)) + " |"]
+        lines += [f"### {inert(heading)}", "", "| " + " | ".join(map(inert, names)) + " |"]
         lines += ["| --- " + "| ---: " * len(cells.columns) + "|"]
         for method, row in cells.iterrows():
-            lines.append("| " + " | ".join(map(_inert, [short(method), *row])) + " |")
+            lines.append("| " + " | ".join(map(inert, [short(method), *row])) + " |")
         lines.append("")
     return "\n".join([*lines, _CAPTION]) + "\n"

@@ -69,9 +69,9 @@ def _cells(row: pd.Series) -> list[str]:
     """What a table shows of a row: one text per column of `_headings`."""
     return [
         short(row["method"]),
-        _spread(row, "psnr", ".2f"),
-        _spread(row, "ssim", ".3f"),
-        "reference" if row["method"] == row["reference"] else _spread(row, "difference", "+.2f"),
+        spread(row, "psnr", ".2f"),
+        spread(row, "ssim", ".3f"),
+        "reference" if row["method"] == row["reference"] else spread(row, "difference", "+.2f"),
         p_text(row["p_value"]),
         _number(row["seconds_per_image"], ".2g"),
         _number(row["parameters"], ",.0f"),
@@ -88,7 +88,7 @@ def _headings(board: pd.DataFrame) -> list[str]:
     ]
 
 
-def _spread(row: pd.Series, name: str, spec: str) -> str:
+def spread(row: pd.Series, name: str, spec: str) -> str:
     """``mean ± half the interval``, or the mean alone if there is no interval."""
     half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
     text = _number(row[name], spec)
@@ -131,7 +131,7 @@ def _table(board: pd.DataFrame) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    console = _console()
+    console = text_console()
     for heading, rows, notes in _studies(board):
         table = Table(title=Text(heading), title_justify="left", box=None, padding=(0, 1, 0, 0))
         for index, name in enumerate(_headings(board)):
@@ -153,7 +153,7 @@ def render_grid(grid: Grid, study: str) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    console = _console()
+    console = text_console()
     console.print(Text(f"study {short(study)}: gain over the reference [dB], operator x rule"))
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("operator")
@@ -167,7 +167,7 @@ def render_grid(grid: Grid, study: str) -> str:
     return console.file.getvalue().rstrip()
 
 
-def _console() -> Console:
+def text_console() -> Console:
     """Prints into a string of 100 columns."""
     from rich.console import Console
 
@@ -178,15 +178,15 @@ def _markdown(board: pd.DataFrame) -> str:
     lines: list[str] = []
     for heading, rows, notes in _studies(board):
         names = _headings(board)
-        lines += [f"### {_inert(heading)}", "", "| " + " | ".join(map(_inert, names)) + " |"]
+        lines += [f"### {inert(heading)}", "", "| " + " | ".join(map(inert, names)) + " |"]
         lines += ["| --- " + "| ---: " * (len(names) - 2) + "| --- |"]
         for _, row in rows.iterrows():
-            lines.append("| " + " | ".join(map(_inert, _cells(row))) + " |")
-        lines += ["", _CAPTION, "", *(f"- {_inert(note)}" for note in notes), ""]
+            lines.append("| " + " | ".join(map(inert, _cells(row))) + " |")
+        lines += ["", _CAPTION, "", *(f"- {inert(note)}" for note in notes), ""]
     return "\n".join(lines or ["the leaderboard is empty"]).rstrip() + "\n"
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
     """Text that Markdown shows as it is: no cells, emphasis, links or HTML."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#&~$" else c for c in text)
 

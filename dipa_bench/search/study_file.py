@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -32,6 +33,8 @@ from dipa_bench.tracking.records import method_folder
 
 __all__ = ["BudgetSpec", "MethodSpec", "Problem", "RangeSpec", "StudyFile", "embedded"]
 __all__ += ["read", "resolve"]
+
+SHIFT_NAME = re.compile(r"[A-Za-z0-9 .:_-]+")  # what MLflow takes in the name of a metric
 
 
 def embedded() -> list[str]:
@@ -236,11 +239,10 @@ def _check_folders(rows: Iterable[str]) -> None:
 def _check_search(study: StudyFile) -> None:
     """Objectives of which one is PSNR, rungs of equal length, and shifts that change something."""
     for name, shift in study.shifts.items():
-        if name == MATCHED or not shift.model_dump(exclude_defaults=True):
-            raise UserError(
-                f"shift {name!r} needs another name than {MATCHED!r}, and options, noise or "
-                "iterations"
-            )
+        if name == MATCHED or not SHIFT_NAME.fullmatch(name):
+            raise UserError(f"shift {name!r}: give a name of letters, digits, spaces and .:_-")
+        if not shift.model_dump(exclude_defaults=True):
+            raise UserError(f"shift {name!r} changes nothing: give options, noise or iterations")
     wanted, budget = study.objectives, study.budget
     if "psnr" not in wanted or len(set(wanted)) != len(wanted):
         raise UserError(f"objectives = {wanted}: give psnr, and others once each")

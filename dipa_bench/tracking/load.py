@@ -77,6 +77,7 @@ CURVES = {
     "residual": float,
     "step_norm": float,
 }
+SHIFTS = {"setting": object} | IMAGES
 TRIALS = {
     "study": object,
     "method": object,
@@ -90,7 +91,7 @@ TRIALS = {
     "reason": object,
 }
 ARTIFACTS = (
-    *("images.parquet", "curves.parquet"),
+    *("images.parquet", "curves.parquet", "shifts.parquet"),
     *("pictures.safetensors", "matrix.safetensors", "linearisation.safetensors"),
 )
 
@@ -173,6 +174,7 @@ class _Tables:
         self.trials: list[dict[str, Any]] = []
         self.images: list[pd.DataFrame] = []
         self.curves: list[pd.DataFrame] = []
+        self.shifts: list[pd.DataFrame] = []
         self.pictures: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         self.operators: dict[tuple[str, str], np.ndarray] = {}
         self.linearisations: dict[tuple[str, str], Linearised] = {}
@@ -191,6 +193,8 @@ class _Tables:
                 self.images.append(_table(path, IMAGES, names))
             if path := files.get("curves.parquet"):
                 self.curves.append(_table(path, CURVES, names))
+            if path := files.get("shifts.parquet"):
+                self.shifts.append(_table(path, SHIFTS, names))
             if path := files.get("pictures.safetensors"):
                 self.pictures[key] = _tensors(path)
             if path := files.get("matrix.safetensors"):
@@ -209,6 +213,7 @@ class _Tables:
             images=_joined(self.images, IMAGES),
             curves=_joined(self.curves, CURVES),
             trials=_frame(self.trials, TRIALS),
+            shifts=_joined(self.shifts, SHIFTS),
             pictures=self.pictures,
             operators=self.operators,
             linearisations=self.linearisations,

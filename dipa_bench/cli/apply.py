@@ -1,0 +1,343 @@
+"""`dipa-bench reconstruct` and `evaluate`: what a study learned, used on other data."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
+from dipa_bench.data.dicom import header
+from dipa_bench.data.folder import SUFFIXES, _fit, _images
+from dipa_bench.data.images import ImageRequest, ImageSet, Splits, stack
+from dipa_bench.data.signals import COMPLEX, magnitude
+from dipa_bench.errors import UserError, brief, unknown
+from dipa_bench.evaluation.metrics import psnr, ssim
+from dipa_bench.evaluation.rendering import render
+from dipa_bench.evaluation.statistics import Estimate
+from dipa_bench.search import restore, transfer
+from dipa_bench.search.restore import LearnedRun
+from dipa_bench.search.runs import Workbench
+from dipa_bench.search.transfer import Line
+from dipa_bench.tasks.base import Task
+
+SMALLEST = 11  # pixels on a side: the window of SSIM
+WRITTEN = (".png", ".npy")
+NATIVE = ("0", "native")
+HERE = "at the study's own setting"
+SHOWN = ("table", "csv", "json")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `reconstruct` was asked for.
+
+    Attributes:
+        image: file of a picture, or of a measurement.
+        output: file to write; None for ``<stem>-<method>.png`` in this folder.
+        size: pixels on a side, ``native``, or None for the run's.
+        noise: standard deviation of the simulated noise; None for that of the run's tests.
+        seed: of the noise; None for the study's.
+        measurement: whether `image` holds a measurement.
+    """
+
+    image: Path
+    output: Path | None = None
+    size: str | None = None
+    noise: float | None = None
+    seed: int | None = None
+    measurement: bool = False
+
+
+# ---------------------------------------------------------------------------- reconstruct
+
+
+def reconstruct_image(
+    run: str, request: Request, device: str = "auto", tracking_uri: str | None = None
+) -> None:
+    """Reconstructs a picture's simulated measurement, or a real one, and writes the result."""
+    if not request.image.is_file():
+        raise UserError(f"no file {request.image}: give a picture, or a measurement")
+    if request.measurement and (request.noise is not None or request.seed is not None):
+        raise UserError("a measurement has its own noise: leave out --noise and --seed")
+    found = restore.load(run, RESULTS, device, tracking_uri)
+    output = _output(request, found.row.name)
+    images = _blank(found, request) if request.measurement else _pictured(found, request)
+    bench = restore.at_shape(found, images)
+    if request.measurement:
+        measured, truth = read_measurement(request.image, bench.task), None
+    else:
+        measured = _measured(bench.task, images.train, request)
+        truth = bench.task.pixels(images.train)
+    estimates = _estimates(found, bench, images, measured)
+    _write(output, estimates[found.row.name][0].cpu())
+    _report(estimates, truth)
+    print(f"wrote {output}")
+
+
+def _output(request: Request, method: str) -> Path:
+    """Where to write."""
+    stem = request.image.name.removesuffix(".gz")
+    output = request.output or Path(f"{Path(stem).stem}-{method.replace('/', '-')}.png")
+    if output.suffix.lower() not in WRITTEN:
+        raise UserError(f"--output {output}: give a name in .png (8 bit) or .npy (as computed)")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: give a file's name")
+    if output.exists() and output.samefile(request.image):
+        raise UserError(f"--output {output} is the input itself: give another name")
+    return output
+
+
+def _side(run: LearnedRun, size: str | None) -> int | None:
+    """Pixels on a side of the square; None for a picture's own size."""
+    if size in NATIVE:
+        return None
+    if size is None:
+        return run.study.problem.size
+    if not size.isdecimal() or int(size) < SMALLEST:
+        raise UserError(f"--size {size}: give at least {SMALLEST} pixels on a side, or native")
+    return int(size)
+
+
+def read_picture(path: Path, side: int | None, color: bool) -> Tensor:
+    """A picture as the dataset `folder` reads it, C x H x W; of several in a file the middle one.
+
+    Args:
+        path: a picture, an array, a DICOM file or a NIfTI volume.
+        side: pixels on a side of the square that is cropped and resized; None for all of the
+            picture, as it is.
+        color: whether it is to have three channels.
+
+    Raises:
+        UserError: not readable, of an unknown kind, or its values are not those of an image.
+    """
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise UserError(f"image {path} is of no kind that is read: {', '.join(sorted(SUFFIXES))}")
+    headers = {path: header(path)} if name.endswith(".dcm") else {}
+    shots = list(_images([path], headers))
+    if not shots:
+        raise UserError(f"image {path} is an empty volume: give another")
+    _, mark, picture = shots[len(shots) // 2]
+    if len(shots) > 1:
+        print(f"{path.name} holds {len(shots)} images: the middle one, {mark}, is taken")
+    if side is not None or picture.ndim < 2 or not picture.size:
+        found = _fit(path, picture, ImageRequest(side or SMALLEST, color))
+    else:
+        found = _whole(path, picture, color)
+    if np.iscomplexobj(picture):
+        return torch.from_numpy(found)
+    return stack([found])[0]
+
+
+def _whole(path: Path, picture: np.ndarray, color: bool) -> np.ndarray:
+    """As the dataset makes them, but neither cropped nor resized: padded to a square meanwhile."""
+    height, width = picture.shape[:2]
+    if min(height, width) < SMALLEST:
+        raise UserError(
+            f"image {path} has {height} x {width} pixels: give at least {SMALLEST} on a side, or "
+            "another --size"
+        )
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    margins = [(top, side - height - top), (left, side - width - left)]
+    square = np.pad(picture, margins + [(0, 0)] * (picture.ndim - 2), mode="edge")
+    found = _fit(path, square, ImageRequest(side, color))
+    place = (slice(top, top + height), slice(left, left + width))
+    return found[(slice(None), *place) if np.iscomplexobj(picture) else place]
+
+
+def _only(pixels: Tensor, name: str) -> Splits:
+    """One image in the place of all splits."""
+    parts = [ImageSet(pixels[None], (name,), (split,)) for split in ("a", "b", "c")]
+    return Splits(*parts)
+
+
+def _pictured(run: LearnedRun, request: Request) -> Splits:
+    """The picture as the run's task wants its images."""
+    side = _side(run, request.size)
+    pixels = read_picture(request.image, side, run.study.problem.color)
+    return run.task.spec.prepare(_only(pixels, request.image.name), run.task.options)
+
+
+def _blank(run: LearnedRun, request: Request) -> Splits:
+    """Stands for the unknown picture behind a measurement."""
+    side = _side(run, request.size)
+    if side is None:
+        raise UserError("a measurement does not say the size of its image: give --size in pixels")
+    return _only(torch.zeros(run.task.shape[0], side, side), request.image.name)
+
+
+def _measured(task: Task, images: ImageSet, request: Request) -> Tensor:
+    """y = A x + w with the noise of the run's tests, or what was asked for."""
+    tested = task.tested
+    noise = tested.noise if request.noise is None else request.noise
+    seed = tested.seed if request.seed is None else request.seed
+    return replace(tested, noise=noise, seed=seed).measure(images)
+
+
+def read_measurement(path: Path, task: Task) -> Tensor:
+    """A measurement as a batch of one.
+
+    Args:
+        path: a `.npy` file: an array of the measurement's shape without the batch, without leading
+            axes of length 1 if one likes; complex where the first axis is real and imaginary part.
+        task: whose student measured.
+
+    Raises:
+        UserError: not readable, of another shape, or not finite.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(
+            f"measurement {path} cannot be read as .npy ({brief(error, kind=False)}): save it with "
+            "numpy.save"
+        ) from None
+    with torch.no_grad():
+        like = task.student.A(task.pixels(task.images.train.first(1))[:1])
+    wanted = tuple(like.shape[1:])
+    parts = wanted[:1] == (COMPLEX,) and task.shape[0] == COMPLEX and not like.is_complex()
+    if parts and np.iscomplexobj(values):
+        values = np.stack((values.real, values.imag))
+    if np.iscomplexobj(values) and not like.is_complex():
+        raise UserError(f"measurement {path} is complex, those of {task.name} are real: give y")
+    if values.dtype.kind not in "biufc" or _squeezed(values.shape) != _squeezed(wanted):
+        also = f", or complex {wanted[1:]}" if parts else ""
+        raise UserError(
+            f"measurement {path} is {values.dtype} of shape {values.shape}: this operator measures "
+            f"{wanted}{also}; another image size is --size"
+        )
+    if not np.isfinite(values).all():
+        raise UserError(f"measurement {path} has values that are not finite: mend it")
+    return torch.from_numpy(np.ascontiguousarray(values)).reshape(like.shape).to(like)
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without leading axes of length 1."""
+    while shape[:1] == (1,):
+        shape = shape[1:]
+    return shape
+
+
+@torch.no_grad()
+def _estimates(
+    run: LearnedRun, bench: Workbench, images: Splits, measured: Tensor
+) -> dict[str, Tensor]:
+    """What A^T y, the tuned identity (where the study has one) and the run make of a measurement.
+
+    Raises:
+        UserError: the run's operator cannot be used there.
+    """
+    found = {"back-projection A^T y": bench.task.student.A_adjoint(measured)}
+    identity = restore.tuned_identity(run)
+    if identity is not None and identity.row.name != run.row.name:
+        name = f"{identity.row.name}, tuned"
+        try:
+            found[name] = _estimate(identity, restore.at_shape(identity, images), measured)
+        except UserError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    found[run.row.name] = _estimate(run, bench, measured)
+    return found
+
+
+def _estimate(run: LearnedRun, bench: Workbench, measured: Tensor) -> Tensor:
+    made = run.reconstructor if bench is run.bench else run.at(bench)
+    try:
+        found = made.run(measured, bench.task.student).estimate
+    except RuntimeError as error:  # an operator that met a shape it does not check, or no memory
+        raise UserError(f"{run.row.name} cannot run on it: {brief(error)}") from None
+    if not torch.isfinite(found).all():
+        raise UserError(f"{run.row.name} left the finite numbers: is y = A x, x in [0, 1]?")
+    return found
+
+
+def _report(found: Mapping[str, Tensor], truth: Tensor | None) -> None:
+    """PSNR and SSIM of each estimate; nothing of a measurement, whose image is not known."""
+    if truth is None:
+        return
+    table = new_table("", "PSNR [dB]", "SSIM")
+    for name, estimate in found.items():
+        quality = psnr(estimate, truth).item(), ssim(estimate, truth).item()
+        add_row(table, name, f"{quality[0]:.2f}", f"{quality[1]:.3f}")
+    wide_console().print(table)
+
+
+def _write(path: Path, estimate: Tensor) -> None:
+    """One C x H x W image: as 8-bit PNG clipped to [0, 1] (complex ones as magnitude), or as .npy.
+
+    A .npy file holds H x W, H x W x 3, or complex H x W, in the precision of the run.
+    """
+    if path.suffix.lower() == ".npy":
+        plain = estimate.movedim(0, -1).contiguous()
+        plain = torch.view_as_complex(plain) if len(estimate) == COMPLEX else plain.squeeze(-1)
+        with path.open("wb") as file:
+            np.save(file, plain.numpy())
+        return
+    from skimage.io import imsave
+
+    shown = magnitude(estimate[None])[0].clamp(0, 1).movedim(0, -1).squeeze(-1)
+    imsave(path, (255 * shown).round().to(torch.uint8).numpy(), check_contrast=False)
+
+
+# ---------------------------------------------------------------------------- evaluate
+
+
+def evaluate_run(
+    run: str,
+    sets: list[str],
+    trials: int | None,
+    device: str = "auto",
+    format: str = "table",
+    tracking_uri: str | None = None,
+) -> None:
+    """Prints the operator at its own setting and at another, and the identity beside it."""
+    if format not in SHOWN:
+        raise unknown("format", format, SHOWN)
+    found = restore.load(run, RESULTS, device, tracking_uri)
+    problem = transfer.changed(found.study, sets)
+    lines = transfer.transfer(found, problem, trials, lambda text: print(text, file=sys.stderr))
+    if format != "table":
+        print(render(transfer.table(lines), format).rstrip("\n"))
+        return
+    name = f"{found.record.study} / {found.row.name}"
+    print(f"{name}, {lines[0].psnr.images} test images; ± is half the width of the 95% interval")
+    for setting in dict.fromkeys(line.setting for line in lines):
+        print()
+        _show_setting(setting, [line for line in lines if line.setting == setting])
+
+
+def _show_setting(setting: str, lines: list[Line]) -> None:
+    """The rows of one setting, the solver settings that were tuned there, and what went wrong."""
+    heading = f"vs {lines[-1].name} [dB]"
+    columns = ("row", "PSNR [dB]", heading, "SSIM", "solver settings")
+    table = new_table(*columns, title=f"at {setting}" if setting != transfer.HOME else HERE)
+    for line in lines:
+        gap = "-" if line.difference is None else _spread(line.difference, "+.2f")
+        quality = _spread(line.psnr, ".2f"), gap, _spread(line.ssim, ".3f")
+        add_row(table, line.name, *quality, line.source)
+    wide_console().print(table)
+    for line in lines:
+        if line.tuned:
+            settings = ", ".join(
+                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in line.solve.items()
+            )
+            print(f"{line.name}: {settings}")
+        if line.note:
+            print(f"{line.name} diverged: {line.note}")
+
+
+def _spread(found: Estimate, spec: str) -> str:
+    """``mean ± half the interval``, or the mean alone where there is no interval."""
+    half = (found.high - found.low) / 2
+    text = "-" if math.isnan(found.mean) else format(found.mean, spec)
+    return text if math.isnan(half) else f"{text} ± {half:{spec.lstrip('+')}}"
