@@ -11,6 +11,7 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 
 from dipa_bench import registry
+from dipa_bench.errors import UserError
 from dipa_bench.learning.lmmse import LMMSE
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Parameters, Search, Value
@@ -256,6 +257,42 @@ class Method:
     refuses: Callable[[Task, Any], str | None] = lambda task, parameters: None
     narrow: Callable[[Task, dict[str, Search]], dict[str, Search]] = lambda task, found: found
     restore: Callable[[Task, Any, Mapping[str, Tensor], FitContext], Reconstructor] | None = None
+
+    def rebuild(
+        self,
+        task: Task,
+        parameters: Any,
+        state: Mapping[str, Tensor],
+        context: FitContext,
+        *,
+        moved: bool,
+    ) -> Reconstructor:
+        """What was fitted before: learned operators from their numbers, analytic ones made anew.
+
+        Solver settings stay as they are, relative ones being relative to the task's operator.
+
+        Args:
+            task: where it is to work.
+            parameters: of the method.
+            state: the stored numbers; empty where there are none.
+            context: of the fit.
+            moved: whether the task is another than it was fitted for.
+
+        Raises:
+            UserError: it cannot be had there.
+        """
+        if self.restore is not None:
+            if reason := self.skip(task):
+                raise UserError(f"{self.name} does not apply there: {reason}")
+            return self.restore(task, parameters, state, context)
+        if moved and self.learned:
+            raise UserError(
+                f"{self.name} is made from the training images of its task and keeps no numbers "
+                "that could be moved: run a study there"
+            )
+        if moved and (reason := self.unsuitable(task, parameters)):
+            raise UserError(f"{self.name} does not apply there: {reason}")
+        return self.fit(task, parameters, context)
 
     def untrainable(self, task: Task) -> str | None:
         """Why the method cannot be fitted through the task's prior; None where it can."""

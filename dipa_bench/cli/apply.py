@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
 from dipa_bench.data.dicom import header
-from dipa_bench.data.folder import SUFFIXES, _fit, _images
+from dipa_bench.data.folder import SUFFIXES, brought_to, read_images
 from dipa_bench.data.images import ImageRequest, ImageSet, Splits, stack
 from dipa_bench.data.signals import COMPLEX, magnitude
 from dipa_bench.errors import UserError, brief, unknown
@@ -123,14 +123,14 @@ def read_picture(path: Path, side: int | None, color: bool) -> Tensor:
     if not name.endswith(SUFFIXES):
         raise UserError(f"image {path} is of no kind that is read: {', '.join(sorted(SUFFIXES))}")
     headers = {path: header(path)} if name.endswith(".dcm") else {}
-    shots = list(_images([path], headers))
+    shots = list(read_images([path], headers))
     if not shots:
         raise UserError(f"image {path} is an empty volume: give another")
     _, mark, picture = shots[len(shots) // 2]
     if len(shots) > 1:
         print(f"{path.name} holds {len(shots)} images: the middle one, {mark}, is taken")
     if side is not None or picture.ndim < 2 or not picture.size:
-        found = _fit(path, picture, ImageRequest(side or SMALLEST, color))
+        found = brought_to(path, picture, ImageRequest(side or SMALLEST, color))
     else:
         found = _whole(path, picture, color)
     if np.iscomplexobj(picture):
@@ -150,7 +150,7 @@ def _whole(path: Path, picture: np.ndarray, color: bool) -> np.ndarray:
     top, left = (side - height) // 2, (side - width) // 2
     margins = [(top, side - height - top), (left, side - width - left)]
     square = np.pad(picture, margins + [(0, 0)] * (picture.ndim - 2), mode="edge")
-    found = _fit(path, square, ImageRequest(side, color))
+    found = brought_to(path, square, ImageRequest(side, color))
     place = (slice(top, top + height), slice(left, left + width))
     return found[(slice(None), *place) if np.iscomplexobj(picture) else place]
 

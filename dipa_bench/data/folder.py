@@ -69,11 +69,11 @@ def load(request: ImageRequest) -> Splits:
         )
 
     pictures, names, subjects, kinds = [], [], [], set()
-    for path, mark, picture in _images(paths, headers):
+    for path, mark, picture in read_images(paths, headers):
         kinds.add(np.iscomplexobj(picture))
         if len(kinds) > 1:
             raise UserError(f"image folder {place} mixes complex arrays with others: separate them")
-        pictures.append(_fit(path, picture, request))
+        pictures.append(brought_to(path, picture, request))
         names.append(f"{path.relative_to(place)}{mark}")
         subjects.append(owners[path])
     if not pictures:
@@ -88,7 +88,7 @@ def _owner(path: Path, place: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.name
 
 
-def _images(
+def read_images(
     paths: Iterable[Path], headers: dict[Path, Header]
 ) -> Iterator[tuple[Path, str, np.ndarray]]:
     """Each image with its path, and a mark where one file holds several."""
@@ -155,7 +155,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"image {path} cannot be read ({brief(error, kind=False)}): mend or remove it")
 
 
-def _fit(path: Path, picture: np.ndarray, request: ImageRequest) -> np.ndarray:
+def brought_to(path: Path, picture: np.ndarray, request: ImageRequest) -> np.ndarray:
     """The square of a picture in the channels requested; complex ones as 2 x size x size."""
     from skimage.color import gray2rgb, rgb2gray, rgba2rgb
 

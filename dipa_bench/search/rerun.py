@@ -61,7 +61,7 @@ def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
         raise UserError(f"{record.name} is {record.state}: there is nothing to compare with")
     if record.kind == "method" and record.state != "finished":
         raise UserError(f"{record.name} is {record.state}: give one of its trials or seeds")
-    study = _study_of(record)
+    study = study_of(record)
     task = build_task(study.task, study.problem, seed=study.seed, device=device)
     if task.images.digest != record.data_digest:
         raise UserError(
@@ -85,7 +85,7 @@ def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
     )
 
 
-def _study_of(record: RunRecord) -> StudyFile:
+def study_of(record: RunRecord) -> StudyFile:
     """The study that a record describes."""
     try:
         study = StudyFile.model_validate(record.study_file)

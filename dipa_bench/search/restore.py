@@ -22,7 +22,7 @@ from dipa_bench.preconditioners import Identity, Preconditioner
 from dipa_bench.search import rerun
 from dipa_bench.search.journal import trial_folder
 from dipa_bench.search.problem import build_task
-from dipa_bench.search.runs import Row, Workbench, _budget
+from dipa_bench.search.runs import Row, Workbench, budget_of
 from dipa_bench.search.study import STUDY
 from dipa_bench.search.study_file import MethodSpec, StudyFile
 from dipa_bench.tasks.base import Geometry, Task
@@ -134,7 +134,7 @@ def load(
     root = Path(root)
     place = locate(str(run), root, tracking_uri)
     record = records.read(place)
-    study = rerun._study_of(record)
+    study = rerun.study_of(record)
     task = build_task(study.task, study.problem, seed=study.seed, device=devices.resolve(device))
     folder = place.parent if record.kind == "method" else place.parent.parent
     if not (folder / STUDY).is_file():  # a run folder that was copied by itself
@@ -251,7 +251,7 @@ def at_shape(run: LearnedRun, images: Splits) -> Workbench:
 def _opened(place: Path, bench: Workbench) -> LearnedRun:
     """The run in a folder, at its own task."""
     record = records.read(place)
-    row = Row.of(rerun._study_of(record), record.method)  # a study may have grown since
+    row = Row.of(rerun.study_of(record), record.method)  # a study may have grown since
     _check_state(record, row.method)
     state = _state(place) if row.method.restore is not None else {}
     same = record.data_digest in ("", bench.task.images.digest)
@@ -322,20 +322,9 @@ def _made(
     if record.kind == "method":
         seed = digests.seed(bench.study.seed, row.name, "seed", 0)
     context = _context(bench, seed, record.kind != "trial")
-    if method.restore is not None:
-        if reason := method.skip(task):
-            raise UserError(f"{row.name} does not apply there: {reason}")
-        return method.restore(task, parameters, state, context)
-    if moved and method.learned:
-        raise UserError(
-            f"{row.name} is made from the training images of its task and keeps no numbers that "
-            "could be moved: run a study there"
-        )
-    if moved and (reason := method.unsuitable(task, parameters)):
-        raise UserError(f"{row.name} does not apply there: {reason}")
-    return method.fit(task, parameters, context)
+    return method.rebuild(task, parameters, state, context, moved=moved)
 
 
 def _context(bench: Workbench, seed: int, final: bool = True) -> FitContext:
-    budget = _budget(bench.study.budget, final)
+    budget = budget_of(bench.study.budget, final)
     return FitContext(seed=seed, budget=budget, teachers=bench.teachers, lmmse=bench.lmmse)

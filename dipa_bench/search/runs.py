@@ -280,7 +280,7 @@ def _run(
     checkpoints = place.parent / CHECKPOINTS / digests.of(split, record.params, record.seed)
     context = FitContext(
         seed=record.seed,
-        budget=_budget(bench.study.budget, split == "test"),
+        budget=budget_of(bench.study.budget, split == "test"),
         folder=checkpoints,
         teachers=bench.teachers,
         lmmse=bench.lmmse,
@@ -377,7 +377,7 @@ def _ending(error: BaseException, place: Path) -> dict[str, str]:
     return {"state": "failed", "reason": brief(error, kind=not isinstance(error, UserError))}
 
 
-def _budget(spec: BudgetSpec, final: bool) -> Budget:
+def budget_of(spec: BudgetSpec, final: bool) -> Budget:
     return Budget(
         epochs=spec.final_epochs if final else spec.epochs,
         train_images=spec.train_images,

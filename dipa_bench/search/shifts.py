@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.evaluation.generalisation import MATCHED
-from dipa_bench.methods import FitContext, Method, Reconstructor
+from dipa_bench.methods import FitContext, Method
 from dipa_bench.parameters import build
 from dipa_bench.search.schema import Shift
 from dipa_bench.tasks.base import Geometry, Task
@@ -35,23 +36,6 @@ def shifted(task: Task, shift: Shift) -> Task:
     if shift.iterations is not None:
         changes["iterations"] = shift.iterations
     return replace(task, **changes)
-
-
-def moved(
-    method: Method, task: Task, parameters: Any, state: Mapping[str, Tensor], context: FitContext
-) -> Reconstructor | None:
-    """What was fitted, at another task: analytic operators made anew, learned ones as they are.
-
-    Solver settings stay, relative steps being relative to the other operator. None for a method
-    that cannot be moved, or does not apply there.
-    """
-    if method.skip(task) is not None:
-        return None
-    if method.restore is not None:
-        return method.restore(task, parameters, state, context)
-    if method.learned or method.unsuitable(task, parameters) is not None:
-        return None
-    return method.fit(task, parameters, context)
 
 
 def score(
@@ -80,11 +64,8 @@ def score(
     def tables() -> Iterator[pd.DataFrame]:
         yield matched.image_table(seed).assign(setting=MATCHED)
         for name, task in tasks.items():
-            try:
-                there = moved(method, task, parameters, state, context)
-            except UserError:  # a fixed shape, or another number of channels
-                there = None
-            if there is not None:
+            with suppress(UserError):  # what cannot be moved there has no rows
+                there = method.rebuild(task, parameters, state, context, moved=True)
                 found = evaluate(there, task, images, with_ssim=True)
                 yield found.image_table(seed).assign(setting=name)
 

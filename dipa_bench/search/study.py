@@ -309,7 +309,7 @@ def _test(
             blank = bench.blank("seed", row, number, seed)
             blank = blank.model_copy(update={"params": record.params})
             reason = f"{bench.study.name} / {row.name}: seed {number} of the winner"
-            images = _read_test(bench, reason)
+            images = read_test(bench, reason)
             if number == 0:
                 for name in SHOWN:  # of an earlier winner
                     (folder / name).unlink(missing_ok=True)
@@ -323,7 +323,7 @@ def _test(
     return _conclude(folder, _summary(bench, folder, record, seeds), observer, "finished")
 
 
-def _read_test(bench: Workbench, reason: str) -> ImageSet:
+def read_test(bench: Workbench, reason: str) -> ImageSet:
     """The test images; that they were read goes to the study's log before anything else."""
     with (bench.folder / TEST_READS).open("a", encoding="utf-8") as log:
         log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(reason.split())}\n")

@@ -24,7 +24,7 @@ from dipa_bench.search.restore import LearnedRun, seeds, tuned_identity, untuned
 from dipa_bench.search.runs import Workbench
 from dipa_bench.search.sampling import NumberedSampler, distribution
 from dipa_bench.search.schema import Problem, StudyFile, validated
-from dipa_bench.search.study import _read_test
+from dipa_bench.search.study import read_test
 from dipa_bench.tasks.base import Task
 
 TRIALS = 16  # draws of solver settings where the recorded ones mean nothing
@@ -285,7 +285,7 @@ def _tested(
     run: LearnedRun, bench: Workbench, setting: str, entrants: Sequence[_Entrant]
 ) -> list[Line]:
     """Reads the test images once and measures the entrants on them, the identity last."""
-    images = _read_test(bench, f"evaluate {run.record.study} / {run.record.method}: {setting}")
+    images = read_test(bench, f"evaluate {run.record.study} / {run.record.method}: {setting}")
     lines = [_measured(one, bench, setting, images) for one in entrants]
     *others, last = lines
     return [
