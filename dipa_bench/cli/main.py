@@ -220,7 +220,7 @@ def reconstruct(
     The picture's central square is resized to the run's size. Prints PSNR and SSIM, beside those of
     the back-projection and of the tuned identity.
     """
-    from dipa_bench.cli.apply import Request, reconstruct_image
+    from dipa_bench.cli.reconstruct import Request, reconstruct_image
 
     request = Request(image, output, size, noise, seed, measurement)
     reconstruct_image(run, request, device, tracking_uri)
@@ -252,7 +252,7 @@ def evaluate(
 
     It is not fitted again. The identity stands beside it at the same setting.
     """
-    from dipa_bench.cli.apply import evaluate_run
+    from dipa_bench.cli.evaluate import evaluate_run
 
     given = {"solver": solver, "prior": prior, "iterations": iterations}
     options = [f"problem.{key}={value}" for key, value in given.items() if value is not None]

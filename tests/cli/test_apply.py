@@ -20,9 +20,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from skimage.transform import resize
 
 import dipa_bench
-from dipa_bench.cli import apply
 from dipa_bench.cli.main import main
 from dipa_bench.data.images import ImageSet, square
+from dipa_bench.data.picture import read_picture
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import records
 from dipa_bench.tracking.wording import experiment_name
@@ -154,7 +154,7 @@ def test_colour(there: Path, call) -> None:
         done = call("reconstruct", "colour/convolution+supervised", "cat.png", "--size", size)
         assert (done.code, done.err) == (0, "")
         assert imread("cat-convolution+supervised.png").shape == shape
-    picture = apply.read_picture(Path("cat.png"), None, True)
+    picture = read_picture(Path("cat.png"), None, True)
     expected = torch.from_numpy(imread("cat.png") / 255).movedim(-1, 0).float()
     assert torch.equal(picture, expected)
     assert "identity" not in done.out  # that study has none
@@ -166,14 +166,14 @@ def test_every_kind_of_file(there: Path) -> None:
     gray = resize(apply_gray(imread("cat.png")), (20, 14), anti_aliasing=True)
     np.save("cat.npy", gray)
     expected = torch.from_numpy(gray.astype(np.float32))[None]
-    assert torch.equal(apply.read_picture(Path("cat.npy"), None, False), expected)
+    assert torch.equal(read_picture(Path("cat.npy"), None, False), expected)
     np.save("phase.npy", gray * np.exp(1j * gray))
-    found = apply.read_picture(Path("phase.npy"), None, False)
+    found = read_picture(Path("phase.npy"), None, False)
     wanted = np.stack((gray * np.cos(gray), gray * np.sin(gray)))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     volume = np.stack([gray.T, 0.5 * gray.T, gray.T], axis=2)  # x, y, z
     nibabel.save(nibabel.Nifti1Image(volume[:, ::-1], np.eye(4)), "volume.nii.gz")
-    middle = apply.read_picture(Path("volume.nii.gz"), None, False)
+    middle = read_picture(Path("volume.nii.gz"), None, False)
     np.testing.assert_allclose(middle[0], 0.5 * gray / gray.max(), atol=1e-5)
     found = pydicom.Dataset()
     found.file_meta = pydicom.dataset.FileMetaDataset()
@@ -185,7 +185,7 @@ def test_every_kind_of_file(there: Path) -> None:
     found.file_meta.MediaStorageSOPClassUID = pydicom.uid.MRImageStorage
     found.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     found.save_as("cat.dcm", enforce_file_format=True)
-    read = apply.read_picture(Path("cat.dcm"), None, False)[0].numpy()
+    read = read_picture(Path("cat.dcm"), None, False)[0].numpy()
     np.testing.assert_allclose(read, (gray - gray.min()) / np.ptp(gray), atol=1e-4)
 
 
@@ -371,4 +371,4 @@ def test_an_operator_that_fails_is_one_line(there: Path, call, monkeypatch) -> N
 
 def test_an_empty_volume() -> None:
     with pytest.raises(UserError, match="no kind that is read"):
-        apply.read_picture(Path("notes.txt"), None, False)
+        read_picture(Path("notes.txt"), None, False)

@@ -1,8 +1,7 @@
-"""`dipa-bench reconstruct` and `evaluate`: what a study learned, used on other data."""
+"""`dipa-bench reconstruct`: a run's operator on a user's picture or measurement."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,25 +12,18 @@ import torch
 from torch import Tensor
 
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
-from dipa_bench.data.dicom import header
-from dipa_bench.data.folder import SUFFIXES, brought_to, read_images
-from dipa_bench.data.images import ImageRequest, ImageSet, Splits, stack
+from dipa_bench.data.images import ImageSet, Splits
+from dipa_bench.data.picture import SMALLEST, read_picture
 from dipa_bench.data.signals import COMPLEX, magnitude
-from dipa_bench.errors import UserError, brief, unknown
+from dipa_bench.errors import UserError, brief
 from dipa_bench.evaluation.metrics import psnr, ssim
-from dipa_bench.evaluation.rendering import render
-from dipa_bench.evaluation.statistics import Estimate
-from dipa_bench.search import restore, transfer
+from dipa_bench.search import restore
 from dipa_bench.search.restore import LearnedRun
 from dipa_bench.search.runs import Workbench
-from dipa_bench.search.transfer import Line
 from dipa_bench.tasks.base import Task
 
-SMALLEST = 11  # pixels on a side: the window of SSIM
 WRITTEN = (".png", ".npy")
 NATIVE = ("0", "native")
-HERE = "at the study's own setting"
-SHOWN = ("table", "csv", "json")
 
 
 @dataclass(frozen=True)
@@ -53,9 +45,6 @@ class Request:
     noise: float | None = None
     seed: int | None = None
     measurement: bool = False
-
-
-# ---------------------------------------------------------------------------- reconstruct
 
 
 def reconstruct_image(
@@ -105,54 +94,6 @@ def _side(run: LearnedRun, size: str | None) -> int | None:
     if not size.isdecimal() or int(size) < SMALLEST:
         raise UserError(f"--size {size}: give at least {SMALLEST} pixels on a side, or native")
     return int(size)
-
-
-def read_picture(path: Path, side: int | None, color: bool) -> Tensor:
-    """A picture as the dataset `folder` reads it, C x H x W; of several in a file the middle one.
-
-    Args:
-        path: a picture, an array, a DICOM file or a NIfTI volume.
-        side: pixels on a side of the square that is cropped and resized; None for all of the
-            picture, as it is.
-        color: whether it is to have three channels.
-
-    Raises:
-        UserError: not readable, of an unknown kind, or its values are not those of an image.
-    """
-    name = path.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise UserError(f"image {path} is of no kind that is read: {', '.join(sorted(SUFFIXES))}")
-    headers = {path: header(path)} if name.endswith(".dcm") else {}
-    shots = list(read_images([path], headers))
-    if not shots:
-        raise UserError(f"image {path} is an empty volume: give another")
-    _, mark, picture = shots[len(shots) // 2]
-    if len(shots) > 1:
-        print(f"{path.name} holds {len(shots)} images: the middle one, {mark}, is taken")
-    if side is not None or picture.ndim < 2 or not picture.size:
-        found = brought_to(path, picture, ImageRequest(side or SMALLEST, color))
-    else:
-        found = _whole(path, picture, color)
-    if np.iscomplexobj(picture):
-        return torch.from_numpy(found)
-    return stack([found])[0]
-
-
-def _whole(path: Path, picture: np.ndarray, color: bool) -> np.ndarray:
-    """As the dataset makes them, but neither cropped nor resized: padded to a square meanwhile."""
-    height, width = picture.shape[:2]
-    if min(height, width) < SMALLEST:
-        raise UserError(
-            f"image {path} has {height} x {width} pixels: give at least {SMALLEST} on a side, or "
-            "another --size"
-        )
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    margins = [(top, side - height - top), (left, side - width - left)]
-    square = np.pad(picture, margins + [(0, 0)] * (picture.ndim - 2), mode="edge")
-    found = brought_to(path, square, ImageRequest(side, color))
-    place = (slice(top, top + height), slice(left, left + width))
-    return found[(slice(None), *place) if np.iscomplexobj(picture) else place]
 
 
 def _only(pixels: Tensor, name: str) -> Splits:
@@ -286,58 +227,3 @@ def _write(path: Path, estimate: Tensor) -> None:
 
     shown = magnitude(estimate[None])[0].clamp(0, 1).movedim(0, -1).squeeze(-1)
     imsave(path, (255 * shown).round().to(torch.uint8).numpy(), check_contrast=False)
-
-
-# ---------------------------------------------------------------------------- evaluate
-
-
-def evaluate_run(
-    run: str,
-    sets: list[str],
-    trials: int | None,
-    device: str = "auto",
-    format: str = "table",
-    tracking_uri: str | None = None,
-) -> None:
-    """Prints the operator at its own setting and at another, and the identity beside it."""
-    if format not in SHOWN:
-        raise unknown("format", format, SHOWN)
-    found = restore.load(run, RESULTS, device, tracking_uri)
-    problem = transfer.changed(found.study, sets)
-    lines = transfer.transfer(found, problem, trials, lambda text: print(text, file=sys.stderr))
-    if format != "table":
-        print(render(transfer.table(lines), format).rstrip("\n"))
-        return
-    name = f"{found.record.study} / {found.row.name}"
-    print(f"{name}, {lines[0].psnr.images} test images; ± is half the width of the 95% interval")
-    for setting in dict.fromkeys(line.setting for line in lines):
-        print()
-        _show_setting(setting, [line for line in lines if line.setting == setting])
-
-
-def _show_setting(setting: str, lines: list[Line]) -> None:
-    """The rows of one setting, the solver settings that were tuned there, and what went wrong."""
-    heading = f"vs {lines[-1].name} [dB]"
-    columns = ("row", "PSNR [dB]", heading, "SSIM", "solver settings")
-    table = new_table(*columns, title=f"at {setting}" if setting != transfer.HOME else HERE)
-    for line in lines:
-        gap = "-" if line.difference is None else _spread(line.difference, "+.2f")
-        quality = _spread(line.psnr, ".2f"), gap, _spread(line.ssim, ".3f")
-        add_row(table, line.name, *quality, line.source)
-    wide_console().print(table)
-    for line in lines:
-        if line.tuned:
-            settings = ", ".join(
-                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-                for name, value in line.solve.items()
-            )
-            print(f"{line.name}: {settings}")
-        if line.note:
-            print(f"{line.name} diverged: {line.note}")
-
-
-def _spread(found: Estimate, spec: str) -> str:
-    """``mean ± half the interval``, or the mean alone where there is no interval."""
-    half = (found.high - found.low) / 2
-    text = "-" if math.isnan(found.mean) else format(found.mean, spec)
-    return text if math.isnan(half) else f"{text} ± {half:{spec.lstrip('+')}}"
