@@ -11,8 +11,8 @@ from dipa_bench import devices, registry
 from dipa_bench.errors import UserError
 from dipa_bench.learning.networks import FLOOR, gradient_scales, prepare
 from dipa_bench.parameters import build, defaults, space
-from dipa_bench.preconditioners import Identity
-from dipa_bench.preconditioners.networks import SPECS
+from dipa_bench.preconditioners import Identity, Learned, OperatorSpec
+from dipa_bench.preconditioners.networks import SPECS, Network, NetworkParameters, zeroed
 from dipa_bench.solvers import SolveParameters
 from dipa_bench.testing import small_task
 
@@ -200,3 +200,62 @@ def test_training_a_network_gains(context):
     fit("ndipa/cnn", task, found, **{"train.learning_rate": 2e-3})
     curve = dict(found.series["val/psnr_by_epoch"])
     assert max(curve.values()) > curve[0] + 1
+
+
+class Sharpened(Network):
+    """A stranger's network: one convolution, told nothing."""
+
+    def __init__(self, shape, parameters, copies):
+        super().__init__(shape, parameters, copies)
+        self.last = zeroed(torch.nn.Conv2d(shape[0], shape[0], 3, padding=1))
+
+    def body(self, scaled, embedded):
+        return self.last(scaled)
+
+
+class Bent(Learned):
+    """A stranger's that shares nothing with ours but the interface."""
+
+    linear = False
+
+    def __init__(self, copies):
+        super().__init__(copies)
+        self.bend = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, gradient, state):
+        return gradient + self.bend * gradient.tanh()
+
+
+STRANGERS = {
+    "sharpened": OperatorSpec(
+        "sharpened",
+        "Sharpened",
+        "a convolution",
+        lambda shape, parameters, copies: Sharpened(shape, parameters, copies),
+        parameters=NetworkParameters,
+        linear=False,
+    ),
+    "bent": OperatorSpec(
+        "bent", "Bent", "a tanh", lambda shape, parameters, copies: Bent(copies), linear=False
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", ["supervised", "imitated", "distilled"])
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_strangers_network_is_trained(name, rule, context):
+    """Ten lines and a record; no rule with R, no least squares."""
+    task = small_task("deblur", iterations=3)
+    method = registry.get("rules", rule).method(STRANGERS[name])
+    values = defaults(method.parameters, task.solver, task) | {"train.learning_rate": 1e-2}
+    found = context(epochs=3, batch_size=3)
+    made = method.fit(task, build(method.parameters, values), found)
+    assert found.notes["best_epoch"] > 0
+    state = made.module.state_dict()
+    assert any(part.abs().max() > 0 for key, part in state.items())
+    back = method.restore(task, build(method.parameters, values), state, context())
+    y = task.measure(task.images.validation)
+    assert torch.equal(back.run(y, task.student).estimate, made.run(y, task.student).estimate)
+    for refused in (f"{rule}-r", "greedy", "closed-form"):
+        with pytest.raises(UserError, match="linear"):
+            registry.get("rules", refused).method(STRANGERS[name])

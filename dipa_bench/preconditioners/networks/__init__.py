@@ -10,7 +10,7 @@ from dipa_bench.preconditioners.networks import (
     unet,
     vit,
 )
-from dipa_bench.preconditioners.networks.base import Network, NetworkParameters
+from dipa_bench.preconditioners.networks.base import Network, NetworkParameters, zeroed
 
 SPECS = (
     mlp.SPEC,
@@ -23,4 +23,4 @@ SPECS = (
     convnext.SPEC,
 )
 
-__all__ = ["SPECS", "Network", "NetworkParameters"]
+__all__ = ["SPECS", "Network", "NetworkParameters", "zeroed"]
