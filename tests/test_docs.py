@@ -10,6 +10,8 @@ from dipa_bench.registry import get
 ROOT = Path(__file__).parents[1]
 TASKS = (ROOT / "docs" / "tasks.md").read_text("utf-8")
 LEARNED = (ROOT / "docs" / "learned.md").read_text("utf-8")
+NETWORKS = (ROOT / "docs" / "networks.md").read_text("utf-8")
+OPERATORS = (ROOT / "docs" / "operators.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -17,7 +19,7 @@ def ours(kind):
     """Names that this repository registers; a plug-in installed beside it does not count."""
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     table = text.split(f'[project.entry-points."dipa_bench.{kind}"]')[1].split("\n[")[0]
-    return re.findall(r"^([\w-]+) =", table, flags=re.MULTILINE)
+    return re.findall(r'^"?([\w/-]+)"? =', table, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def ours(kind):
         ("datasets", TASKS),
         ("priors", TASKS),
         ("methods", README),
-        ("operators", LEARNED),
+        ("operators", LEARNED + NETWORKS),
         ("rules", LEARNED),
     ],
 )
@@ -51,7 +53,9 @@ def test_priors_say_which_pass_gradients():
 
 
 def test_links_lead_somewhere():
-    for text, place in ((README, ROOT), (TASKS, ROOT / "docs")):
+    docs = ROOT / "docs"
+    pages = ((README, ROOT), (TASKS, docs), (LEARNED, docs), (NETWORKS, docs), (OPERATORS, docs))
+    for text, place in pages:
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (place / link).exists(), link
 
@@ -65,3 +69,19 @@ def test_embedded_datasets_have_their_stated_sizes():
         splits = load(name, 32)
         found = len(splits.train), len(splits.validation), splits.test_count
         assert tuple(map(int, counts)) == found
+
+
+def test_the_example_of_a_network_works():
+    """It is made, starts as the identity and is trained by the rule of N-DIPA."""
+    import torch
+
+    from dipa_bench.preconditioners import State
+
+    (code,) = re.findall(r"```python\n(.*?)```", NETWORKS, flags=re.DOTALL)
+    made: dict = {}
+    exec(code, made)
+    spec = made["SPEC"]
+    operator = spec.build((1, 16, 16), spec.parameters(), 3)
+    gradient = torch.randn(2, 1, 16, 16)
+    assert torch.equal(operator(gradient, State(0, gradient, gradient, gradient, None)), gradient)
+    assert get("rules", "distilled").method(spec).name == "two-layers+distilled"
