@@ -83,19 +83,23 @@ def test_lmmse():
 
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_every_method(name, context, tmp_path):
-    """Fitted and evaluated there and here: mean PSNR within 0.05 dB; the state stays there."""
+    """Fitted and evaluated there and here: mean PSNR within 0.05 dB (0.2 where networks are trained
+    in bfloat16); the state stays there."""
     method, quality = registry.get("methods", name), []
     for task in tasks(noise=0.0, count=8):
         found = context(3, epochs=3, batch_size=4)
         found.teachers = TeacherCache(tmp_path / str(task.device))
         values = defaults(method.parameters, task.solver, task)
+        if reason := method.unsuitable(task, build(method.parameters, values)):
+            pytest.skip(reason)
         made = method.fit(task, build(method.parameters, values), found)
-        if made.preconditioner is not None:
-            state = made.preconditioner.state_dict().values()
+        if made.module is not None:
+            state = made.module.state_dict().values()
             assert {part.device.type for part in state} <= {task.device.type}
         result = evaluate(made, task, task.images.validation).check()
         quality.append(result.psnr.mean().item())
-    assert quality[1] == pytest.approx(quality[0], abs=0.05)
+    exact = found.notes.get("precision", "full") == "full"
+    assert quality[1] == pytest.approx(quality[0], abs=0.05 if exact else 0.2)
 
 
 class Stopping(Observer):
