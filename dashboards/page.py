@@ -15,9 +15,11 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from dashboards import architectures, figures, pictures, spectra
+from dashboards.generalisation import psnr_by_setting
 from dashboards.importance import importance_bars
 from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
+from dipa_bench.evaluation.generalisation import by_study
 from dipa_bench.evaluation.importance import LEAST, parameter_importance
 from dipa_bench.evaluation.leaderboard import image_rows, leaderboard, verdict
 from dipa_bench.evaluation.rendering import caveats, p_text, plain, short
@@ -74,6 +76,10 @@ _RESIDUAL_HELP = (
 _BOX_HELP = (
     "A point is a test image; the box holds the middle half of them, its full line is the median, "
     "the dashed one the mean. Hover over a point to see which image it is."
+)
+_SHIFT_HELP = (
+    "Winners as they are, at settings that they were neither trained nor tuned for; operators that "
+    "are made from A are made anew there. Bars are 95% intervals over test subjects."
 )
 _SEARCH_HELP = (
     "A mark is a trial, the line the best finished trial so far: a line that still rises at its "
@@ -157,7 +163,11 @@ def _section(results: Results, study: str, style: dict[str, Look], index: int) -
     """The section of one study, the `index`-th on the page."""
     board = leaderboard(results, study=study)
     rows = [row | {"look": style[row["method"]]} for row in board.to_dict("records")]
-    charts = [*_charts(results, study, style), *_tuning(results, study, board, style)]
+    charts = [
+        *_charts(results, study, style),
+        *_tuning(results, study, board, style),
+        *_shifted(results, study, style),
+    ]
     spectral = _spectra(results, study, [row["method"] for row in rows], style)
     embedded = _embedded(charts + spectral, index)
     params = _winners(results.methods, study)
@@ -199,6 +209,14 @@ def _charts(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]
         ("Distribution of PSNR over test images", figures.psnr_boxes(images, style), _BOX_HELP),
         ("Search history", figures.search_history(trials, style), _SEARCH_HELP),
     ]
+
+
+def _shifted(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]:
+    """What winners keep at other settings, where the study tested some."""
+    tables = {table["study"].iloc[0]: table for table in by_study(results)}
+    if study not in tables:
+        return []
+    return [("PSNR at other settings", psnr_by_setting(tables[study], style), _SHIFT_HELP)]
 
 
 def _tuning(

@@ -72,11 +72,11 @@ def by_study(results: Results) -> Iterator[pd.DataFrame]:
     """`generalisation` of every study that tested other settings, against its own reference."""
     if results.shifts.empty:
         return
-    methods = results.methods
+    wanted = results.methods.groupby("study").first().get("reference", {})
     for study, rows in results.shifts.groupby("study"):
-        named = methods.loc[methods["study"] == study, "reference"].iloc[0]
-        present = set(rows["method"])
-        yield generalisation(rows, named if named in present else rows["method"].iloc[0])
+        names = list(dict.fromkeys(rows["method"]))
+        named = wanted.get(study)
+        yield generalisation(rows, named if named in names else names[0])
 
 
 def _row(groups: dict[Key, pd.DataFrame], key: Key, reference: str) -> dict[str, Any]:

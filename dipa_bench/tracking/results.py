@@ -48,12 +48,12 @@ class Results:
         trials: study, method, number, state, value (validation PSNR or NaN), seconds (of fitting
             and validating), parameters (count), seconds_per_image (of one reconstruction; both NaN
             where nothing was measured), params (dict), reason.
-        shifts: study, method, setting ("matched", or the name of another setting that winners were
-            tested at), seed, image, subject, psnr, ssim; empty but for studies with shifts.
         pictures: (study, method) to {"original/<image>" | "measurement/<image>" |
             "reconstruction/<image>": H x W array in [0, 1]}.
         operators: (study, method) to the learned linear operator as an n x n matrix.
         linearisations: (study, method) to what a learned operator does near one gradient.
+        shifts: study, method, setting ("matched", or the name of another setting that winners were
+            tested at), seed, image, subject, psnr, ssim; empty but for studies with shifts.
     """
 
     task: str
@@ -61,7 +61,7 @@ class Results:
     images: pd.DataFrame
     curves: pd.DataFrame
     trials: pd.DataFrame
-    shifts: pd.DataFrame = field(default_factory=pd.DataFrame)
     pictures: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
     operators: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     linearisations: dict[tuple[str, str], Linearised] = field(default_factory=dict)
+    shifts: pd.DataFrame = field(default_factory=pd.DataFrame)
