@@ -22,7 +22,7 @@ from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.tasks.base import Task
 
 
-class NetworkTrainParameters(TrainParameters):
+class EndToEndTrainParameters(TrainParameters):
     """How a network is trained: as an operator is, with larger steps."""
 
     learning_rate: Annotated[
@@ -35,7 +35,7 @@ class NetworkTrainParameters(TrainParameters):
 class EndToEndParameters(Parameters):
     """Base of a network's parameters; each adds its own sizes."""
 
-    train: NetworkTrainParameters = NetworkTrainParameters()
+    train: EndToEndTrainParameters = EndToEndTrainParameters()
 
 
 class Network(nn.Module):

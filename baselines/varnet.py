@@ -25,7 +25,7 @@ from deepinv.physics import MRI, LinearPhysics, MultiCoilMRI
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.end_to_end import EndToEndParameters, Network, NetworkTrainParameters, end_to_end
+from baselines.end_to_end import EndToEndParameters, EndToEndTrainParameters, Network, end_to_end
 from dipa_bench.data.signals import COMPLEX
 from dipa_bench.parameters import Search
 from dipa_bench.tasks.base import Task, where_measured
@@ -34,7 +34,7 @@ from dipa_bench.tasks.base import Task, where_measured
 class VarNetParameters(EndToEndParameters):
     """Sizes of the network."""
 
-    train: NetworkTrainParameters = NetworkTrainParameters(learning_rate=5e-3)
+    train: EndToEndTrainParameters = EndToEndTrainParameters(learning_rate=5e-3)
     cascades: Annotated[
         int, Field(ge=1, le=50, description="unrolled iterations"), Search(choices=(2, 4, 6))
     ] = 4

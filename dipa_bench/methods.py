@@ -42,6 +42,11 @@ class Reconstructor(Protocol):
     ) -> Trajectory: ...
 
 
+def fitted_module(reconstructor: Reconstructor) -> nn.Module | None:
+    """What a fit made; of a stranger's that does not say, its preconditioner."""
+    return getattr(reconstructor, "module", getattr(reconstructor, "preconditioner", None))
+
+
 @dataclass(frozen=True)
 class Iterative:
     """A solver with a preconditioner."""

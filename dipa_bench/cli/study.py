@@ -16,6 +16,7 @@ from dipa_bench.search import study_file
 from dipa_bench.search.observer import Observer
 from dipa_bench.search.problem import build_task
 from dipa_bench.search.runs import Row
+from dipa_bench.search.shifts import shifted
 from dipa_bench.search.study import claimed, open_bench, run_row, study_folder
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tasks.base import Task
@@ -99,6 +100,8 @@ def run(
     for row in study.methods:
         Row.of(study, row).check(made)
     _refuse_untrainable(study, made, methods)
+    for shift in study.shifts.values():
+        shifted(made, shift)  # a word about a bad option now, not after the search
     if dry_run:
         _print_plan(study, made)
         return

@@ -22,7 +22,7 @@ from dipa_bench.errors import UserError
 from dipa_bench.preconditioners import Preconditioner, Shape, State
 from dipa_bench.solvers import Solver
 
-LARGEST = 1024  # numbers in an image: eigenvalues of an n x n matrix cost some 25 n^3 operations
+LARGEST = 2048  # numbers in an image: eigenvalues of an n x n matrix cost some 25 n^3 operations
 CHUNK = 32  # unit images at a time: a network's activations are that many times those of an image
 
 

@@ -98,6 +98,7 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
     loss = distillation_loss(reconstructor, targets, mismatch, distill, parameters.gradient, task)
     context.notes["gradient_strategy"] = describe(parameters.gradient, task.iterations)
     train(reconstructor, loss, images, parameters.train, task, context)
+    networks.conclude(reconstructor)
     return reconstructor
 
 
@@ -170,7 +171,8 @@ def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
     def paper(operator: OperatorSpec, task: Task) -> dict[str, Value]:
         teacher = {} if "teacher" in fixed else {"distill.teacher": task.labels[-1]}
         settings = published(task) if operator.linear else networks.published(task)
-        return settings | weights | teacher
+        structure = {f"operator.{name}": value for name, value in operator.published.items()}
+        return settings | weights | teacher | structure
 
     return RuleSpec(
         name=name,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from dipa_bench import devices
+from dipa_bench.errors import Diverged
 from dipa_bench.learning.unrolling import TrainParameters
 from dipa_bench.methods import FitContext, Iterative
-from dipa_bench.parameters import Search, Value
+from dipa_bench.parameters import Search, Value, frozen
 from dipa_bench.preconditioners import Identity
 from dipa_bench.preconditioners.networks import Network
 from dipa_bench.tasks.base import Task
@@ -20,7 +21,7 @@ MEASURED = 64  # training images whose gradients are measured
 FLOOR = 1e-3  # of the largest gradient: A A^T = I and the start A^T y make the first one rounding
 
 
-class NetworkTrainParameters(TrainParameters):
+class _Rate(TrainParameters):
     """How a network is trained; it starts as the identity."""
 
     learning_rate: Annotated[
@@ -28,13 +29,9 @@ class NetworkTrainParameters(TrainParameters):
         Field(gt=0, description="at the start"),
         Search(2e-4, 5e-3, log=True),
     ] = 1e-3
-    schedule: Annotated[
-        Literal["cosine", "plateau"],
-        Field(
-            description="the rate falls to 0 as a cosine, or by half where validation has not "
-            "improved for `patience` epochs"
-        ),
-    ] = "plateau"
+
+
+NetworkTrainParameters = frozen(_Rate, schedule="plateau")
 
 
 def prepare(reconstructor: Iterative, task: Task, context: FitContext) -> None:
@@ -57,11 +54,20 @@ def prepare(reconstructor: Iterative, task: Task, context: FitContext) -> None:
     context.notes["precision"] = "bfloat16 networks" if network.mixed else "full"
 
 
+def conclude(reconstructor: Iterative) -> None:
+    """Leaves a trained network in full precision: so it is stored, and so it is restored."""
+    if isinstance(reconstructor.preconditioner, Network):
+        reconstructor.preconditioner.mixed = False
+
+
 @torch.no_grad()
 def gradient_scales(reconstructor: Iterative, task: Task, context: FitContext) -> Tensor:
     """Root mean square of the data gradient at each iteration of the run without P, K numbers.
 
     Over the first training images, at the points that the same solver visits.
+
+    Raises:
+        Diverged: that run left the finite numbers.
     """
     count = min(context.budget.train_images or MEASURED, MEASURED)
     solver, plain = reconstructor.solver, Identity()
@@ -72,6 +78,8 @@ def gradient_scales(reconstructor: Iterative, task: Task, context: FitContext) -
         scales.append(state.gradient.square().mean().sqrt())
         state = solver.advance(state, plain)
     found = torch.stack(scales)
+    if not torch.isfinite(found).all():
+        raise Diverged("the run without P diverges: its gradients have no size to divide by")
     return found.clamp_min(FLOOR * found.max())
 
 

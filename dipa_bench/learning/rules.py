@@ -16,6 +16,7 @@ from dipa_bench.errors import UserError, brief
 from dipa_bench.methods import FitContext, Iterative, Method
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Learned, OperatorSpec, Shape
+from dipa_bench.preconditioners.networks import NetworkParameters
 from dipa_bench.tasks.base import Task
 
 Maker = Callable[[int], Learned]
@@ -194,6 +195,14 @@ def _obstacle(
     except UserError as error:
         return brief(error, kind=False)
     numbers = sum(part.numel() for part in made.parameters())
+    if isinstance(structure, NetworkParameters):
+        limit = structure.limit(task.shape)
+        if limit is not None and numbers > limit:
+            named = "dense, " if structure.max_parameters == "dense" else ""
+            return (
+                f"a network of {numbers:,} numbers has more than operator.max_parameters = "
+                f"{named}{limit:,}: lower its width or depth"
+            )
     if rule.largest is not None and numbers > rule.largest:
         return (
             f"{rule.name} fits at most {rule.largest:,} numbers of an operator, not {numbers:,}: "

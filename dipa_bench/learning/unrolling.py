@@ -145,7 +145,7 @@ class _Training:
         }
         self.key = digests.of(
             type(self._module).__name__,
-            [digests.of(name, part) for name, part in self._state.items()],
+            [[name, list(part.shape)] for name, part in self._state.items()],
             images.digest,
             task.digest,
             parameters.model_dump(mode="json"),

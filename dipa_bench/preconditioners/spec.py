@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -34,6 +34,7 @@ class OperatorSpec:
         linear: whether P is linear in the gradient: only then R(P) is defined, and P has an initial
             value other than the identity.
         single: whether P has one number, so that neither a ridge nor a direction is to be chosen.
+        published: values of its structure that a paper used.
         obstacle: the reason why images of a shape cannot have it, or None.
         narrow: (shape, choices) -> those choices of its only parameter that images can have.
     """
@@ -46,6 +47,7 @@ class OperatorSpec:
     paper: str = ""
     linear: bool = True
     single: bool = False
+    published: Mapping[str, Value] = field(default_factory=dict)
     obstacle: Callable[[Shape], str | None] = lambda shape: None
     narrow: Callable[[Shape, Choices], Choices] = lambda shape, choices: choices
 

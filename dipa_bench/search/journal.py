@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import optuna
@@ -185,9 +186,16 @@ def _restore(
                 values=aims.values(record) if state == TrialState.COMPLETE else None,
                 params=params,
                 distributions={name: space[name] for name in params},
-                intermediate_values=dict(record.series.get(CURVE, [])) if prunes else {},
+                intermediate_values=_best_so_far(record) if prunes else {},
             )
         )
+
+
+def _best_so_far(record: RunRecord) -> dict[int, float]:
+    """What a trial reported: the best validation PSNR up to each epoch, the untrained one aside."""
+    curve = [(step, value) for step, value in record.series.get(CURVE, []) if step]
+    best = accumulate((value for _, value in curve), max)
+    return dict(zip((step for step, _ in curve), best, strict=True))
 
 
 def _same_ranges(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:

@@ -14,7 +14,7 @@ from dipa_bench.errors import brief
 from dipa_bench.evaluation import jacobian
 from dipa_bench.evaluation.evaluate import Evaluation
 from dipa_bench.evaluation.metrics import psnr_of_mse
-from dipa_bench.methods import FitContext, Method, Reconstructor
+from dipa_bench.methods import FitContext, Method, Reconstructor, fitted_module
 from dipa_bench.parameters import Value
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking.wording import thinned
@@ -70,7 +70,7 @@ def count_parameters(reconstructor: Reconstructor) -> int:
 
 
 def _state(reconstructor: Reconstructor) -> dict[str, Tensor]:
-    module = reconstructor.module
+    module = fitted_module(reconstructor)
     return {} if module is None else module.state_dict()
 
 
@@ -131,8 +131,9 @@ def _keep_linearisation(place: Path, reconstructor: Reconstructor, task: Task) -
         Notes: why there is none, where an operator could not be linearised. A stranger's may fail
         in any way, which is no fault of its reconstructions.
     """
-    if math.prod(task.shape) > jacobian.LARGEST:
-        return {}
+    size = math.prod(task.shape)
+    if size > jacobian.LARGEST:
+        return {"linearisation": f"none: {size:,} numbers an image, at most {jacobian.LARGEST:,}"}
     image, operator = task.images.validation.first(1), reconstructor.preconditioner
     try:
         state = jacobian.reference_state(

@@ -111,11 +111,12 @@ def _assign_rows(rows: dict[str, Any], key: str, value: Any) -> None:
 
 
 def freeze(rows: Mapping[str, Any], values: Mapping[str, Value]) -> dict[str, Any]:
-    """Raw rows with parameters frozen in those that have them and do not freeze them themselves."""
+    """Raw rows with parameters frozen in those that have them and do not say more themselves."""
     found = {}
     for name, row in rows.items():
         known = parameters_of(row.get("method") or name)
-        frozen = {key: value for key, value in values.items() if key in known}
+        taken = known - set(row.get("search", {}))
+        frozen = {key: value for key, value in values.items() if key in taken}
         found[name] = {**row, "set": frozen | row.get("set", {})} if frozen else row
     return found
 

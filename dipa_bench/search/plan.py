@@ -5,11 +5,16 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from dipa_bench import devices, registry
 from dipa_bench.errors import UserError
+from dipa_bench.learning import lmmse
+from dipa_bench.learning.teachers import TeacherCache
+from dipa_bench.methods import Budget, FitContext
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Identity, Pointwise, Preconditioner
 from dipa_bench.search.runs import Row
@@ -64,6 +69,8 @@ def plan(study: StudyFile, task: Task) -> Plan:
     forward = _seconds(task, batch, Identity())
     trained = {
         name: _seconds(task, batch, _operator(row, task), training=True)
+        if row.method.unrolled
+        else _fit_seconds(row, task, batch)
         for name, row in chosen.items()
         if row.method.stochastic and not obstacles[name]
     }
@@ -86,6 +93,22 @@ def plan(study: StudyFile, task: Task) -> Plan:
         minutes = seconds / 60
         rows.append(RowPlan(name, trials, seeds, row.method.learned, minutes, skip))
     return Plan(rows, int(1.2 * devices.peak_memory(task.device)))
+
+
+def _fit_seconds(row: Row, task: Task, batch: int) -> float:
+    """Seconds per image of one epoch that does not unroll the solver: a fit on a single batch."""
+    with TemporaryDirectory(prefix="dipa-plan-") as folder:
+        context = FitContext(
+            seed=0,
+            budget=Budget(1, train_images=batch, validation_images=1, batch_size=batch),
+            teachers=TeacherCache(Path(folder)),
+            lmmse=lmmse.fit,
+        )
+        values = build(row.method.parameters, row.defaults(task))
+        started = time.perf_counter()
+        row.method.fit(task, values, context)
+        devices.synchronise(task.device)
+        return (time.perf_counter() - started) / batch
 
 
 def _operator(row: Row, task: Task) -> Preconditioner:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dipa_bench import devices, digests
 from dipa_bench.data.images import Splits
-from dipa_bench.errors import UserError, brief
+from dipa_bench.errors import UserError, brief, unknown
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import FitContext, Method, Reconstructor, SolverOnly
 from dipa_bench.parameters import Value, build
@@ -158,6 +158,12 @@ def locate(run: str, root: Path, tracking_uri: str | None = None) -> Path:
     """
     if (place := rerun.find(run, root)) is not None:
         return place
+    if "/" in run:
+        known = sorted(
+            f"{place.parent.name}/{records.read(place).method}"
+            for place in records.method_folders(root)
+        )
+        raise unknown(f"run (below {records.studies_root(root)})", run, known)
     from dipa_bench.tracking.connection import StoreUnavailable
     from dipa_bench.tracking.load import find_run
     from dipa_bench.tracking.location import resolve_uri
@@ -322,6 +328,8 @@ def _made(
     if record.kind == "method":
         seed = digests.seed(bench.study.seed, row.name, "seed", 0)
     context = _context(bench, seed, record.kind != "trial")
+    if method.learned and method.restore is None:
+        log.warning("%s keeps no numbers to read back: it is fitted again", row.name)
     return method.rebuild(task, parameters, state, context, moved=moved)
 
 

@@ -25,16 +25,17 @@ from dipa_bench.errors import Diverged, Pruned, UserError, brief
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
-from dipa_bench.methods import Budget, FitContext, Method, Progress, relative
+from dipa_bench.methods import Budget, FitContext, Method, Progress, fitted_module, relative
 from dipa_bench.parameters import Value
 from dipa_bench.search import shifts
 from dipa_bench.search.kept import count_parameters, curves_of, keep_run, notes_of
-from dipa_bench.search.sampling import distribution
+from dipa_bench.search.sampling import distribution, sobol_point
 from dipa_bench.search.study_file import BudgetSpec, MethodSpec, StudyFile
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
+LOOKS = 64  # points of a search space before it counts as out of reach
 CHECKPOINTS = ".checkpoints"  # below a row's folder: a trial that is run again has a new number
 SHIFTS = "shifts.parquet"
 STORAGE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", "EPERM")}
@@ -129,11 +130,13 @@ class Row:
         """Points that a search tries first: the defaults, the published settings, the study's tips.
 
         Of each, what the search's ranges admit; a point that adds nothing is left out. What a tip
-        does not say stays at its default.
+        does not say stays at its default. The published sizes of a structure are for the published
+        rules: with them one trial of a network can take longer than all the others.
         """
         space, points = self.space(task), []
         defaults = self.defaults(task)
-        published = relative(self.published(task), task.largest())
+        sizes = {name: value for name, value in defaults.items() if name.startswith("operator.")}
+        published = relative(self.published(task) | sizes, task.largest())
         for values in (defaults, published, *(defaults | tip for tip in self.tips)):
             point = {
                 name: values[name]
@@ -145,15 +148,26 @@ class Row:
         return points
 
     def obstacle(self, task: Task) -> tuple[str, str] | None:
-        """Why there is nothing to search: the state and reason of the method's record, or None."""
+        """Why there is nothing to search: the state and reason of the method's record, or None.
+
+        Untuned parameters that the task refuses are no obstacle where others can be searched.
+        """
         try:
-            frozen = parameters.build(self.method.parameters, self.defaults(task))
-            reason = self.method.unsuitable(task, frozen)
+            untuned = parameters.build(self.method.parameters, self.defaults(task))
+            reason = self.method.unsuitable(task, untuned)
+            if reason and self.method.refuses(task, untuned) == reason and self._searchable(task):
+                reason = None
             self.published(task)
             self.space(task)
         except Exception as error:  # a stranger's functions may fail in any way
             return "failed", brief(error, kind=not isinstance(error, UserError))
         return ("skipped", brief(Exception(reason), kind=False)) if reason else None
+
+    def _searchable(self, task: Task) -> bool:
+        """Whether the task admits some point of the search space."""
+        space = self.distributions(task)
+        points = (sobol_point(space, index, 0) for index in range(LOOKS if space else 0))
+        return any(self.admits(task, point) for point in points)
 
 
 class Once:
@@ -348,7 +362,8 @@ def _fit_and_measure(
     if final:
         context.notes |= keep_run(place, record.number, row.method, reconstructor, found, task)
         if bench.study.shifts:
-            state = {} if reconstructor.module is None else reconstructor.module.state_dict()
+            module = fitted_module(reconstructor)
+            state = {} if module is None else module.state_dict()
             scores = shifts.score(
                 row.method, bench.shifted, values, state, images, found, record.number, context
             )

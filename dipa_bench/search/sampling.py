@@ -106,8 +106,10 @@ class NumberedSampler(BaseSampler):
         seed = digests.seed(self._seed, "attempt", attempt) if attempt else self._seed
         draw = sobol_point(self._space, self.index, self._shared_seed, self._shared)
         draw |= sobol_point(self._space, self.index, seed, own)
-        if not attempt and self.index < len(self._known):
-            draw |= self._known[self.index]
+        if self.index < len(self._known):
+            known = self._known[self.index]
+            shared = {name: value for name, value in known.items() if name in self._shared}
+            draw |= shared if attempt else known
         return {name: value for name, value in draw.items() if self._counts(name, draw)}
 
     def _informed(self, study: Study, trial: FrozenTrial, attempt: int) -> dict[str, Value]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from dipa_bench.data.images import ImageSet
-from dipa_bench.errors import UserError
+from dipa_bench.errors import UserError, brief
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.evaluation.generalisation import MATCHED
 from dipa_bench.methods import FitContext, Method
@@ -58,15 +57,20 @@ def score(
         images: test images.
         matched: the evaluation at the study's own setting.
         seed: index of the refit.
-        context: of the fit.
+        context: of the fit; its notes say why a setting has no scores.
     """
 
     def tables() -> Iterator[pd.DataFrame]:
         yield matched.image_table(seed).assign(setting=MATCHED)
         for name, task in tasks.items():
-            with suppress(UserError):  # what cannot be moved there has no rows
-                there = method.rebuild(task, parameters, state, context, moved=True)
-                found = evaluate(there, task, images, with_ssim=True)
-                yield found.image_table(seed).assign(setting=name)
+            apart = replace(context, notes={}, series={}, folder=None)
+            try:
+                there = method.rebuild(task, parameters, state, apart, moved=True)
+                found = evaluate(there, task.tested, images, with_ssim=True)
+            except Exception as error:  # the seed itself is finished: its other figures count
+                reason = brief(error, kind=not isinstance(error, UserError))
+                context.notes[f"shift {name}"] = f"none: {reason}"
+                continue
+            yield found.image_table(seed).assign(setting=name)
 
     return pd.concat(tables(), ignore_index=True)

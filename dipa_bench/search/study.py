@@ -28,7 +28,6 @@ from dipa_bench.search.observer import Observer
 from dipa_bench.search.pruning import RungPruner
 from dipa_bench.search.runs import SHIFTS, Row, Workbench, run_seed, run_trial
 from dipa_bench.search.sampling import NumberedSampler, ask
-from dipa_bench.search.shifts import shifted
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
@@ -60,8 +59,6 @@ def open_bench(study: StudyFile, root: Path, task: Task) -> Workbench:
         _agree(old, study)
         kept = study.model_copy(update={"methods": old.methods | study.methods})
     _same_task(folder / TASK, task, study.name)
-    for shift in study.shifts.values():
-        shifted(task, shift)  # a word about a bad option now, not after the search
     write_json(path, kept.model_dump(mode="json"))
     teachers = TeacherCache(records.studies_root(root) / ".teachers")
     return Workbench(study, task, folder, teachers, describe(task.device))
@@ -262,11 +259,13 @@ def _run_trial(
     folder: Path,
     observer: Observer,
 ) -> RunRecord:
-    aims = aims_of(bench.study)
+    aims, best = aims_of(bench.study), -math.inf
 
     def report(step: int, value: float) -> None:
+        nonlocal best
         if len(aims.objectives) > 1:
             return
+        value = best = max(best, value)  # a fit keeps its best epoch
         trial.report(value, step)
         if step < bench.study.budget.epochs and trial.should_prune():
             bar = "not in the best third" if bench.study.budget.rungs > 1 else "below the median"

@@ -110,6 +110,7 @@ def resolve(
     if seed is not None:
         table["seed"] = seed
     overlay = study.presets.get(table["preset"], Overlay())
+    _check_frozen(study, overlay)
     table["methods"] = freeze(chosen_rows(study.methods, methods), overlay.set)
     plain = _canonical(validated(table))
     for assignment in sets:
@@ -225,6 +226,16 @@ def _canonical_row(row: str, spec: MethodSpec, solver: str) -> MethodSpec:
     except UserError as error:
         raise UserError(f"method {row}: {error}") from None
     return spec.model_copy(update={"set": {name: _value(built, name) for name in spec.set}})
+
+
+def _check_frozen(study: StudyFile, overlay: Overlay) -> None:
+    """Raises `UserError` where a preset freezes a parameter that no row of the file has."""
+    known: set[str] = set()
+    for name, row in study.methods.items():
+        known |= parameters_of(row.method or name)
+    for parameter in overlay.set:
+        if parameter not in known:
+            raise unknown("parameter in a preset's set", parameter, known)
 
 
 def _check_folders(rows: Iterable[str]) -> None:

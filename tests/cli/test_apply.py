@@ -249,7 +249,7 @@ def test_a_real_measurement_of_another_size(there: Path, call) -> None:
         (("one/ldipa", "cat.png", "--output", "sub.png"), "is a folder"),
         (("one/ldipa", "cat.png", "--noise", "-1"), "noise"),
         (("one/ldipa/trial-0000", "cat.png"), "kept no operator"),
-        (("one/nothing", "cat.png"), "no run 'one/nothing'"),
+        (("one/nothing", "cat.png"), "'one/nothing'"),
         (("one/ldipa", "cat.png", "--measurement"), "cannot be read as .npy"),
         (("one/ldipa", "flat.npy", "--measurement"), "measures (1, 4, 4); another image size"),
         (("one/ldipa", "flat.npy", "--measurement", "--noise", "0"), "leave out --noise"),
@@ -331,7 +331,7 @@ def test_a_direct_map_has_nothing_to_tune(there: Path, call) -> None:
         (("one/ldipa", "--set", "solve.step=1"), "changes the problem alone"),
         (("one/lmmse", "--iterations", "5"), "keeps no numbers"),
         (("one/ldipa/trial-0000",), "kept no operator"),
-        (("one/nothing",), "no run 'one/nothing'"),
+        (("one/nothing",), "'one/nothing'"),
     ],
 )
 def test_what_cannot_be_evaluated(command: tuple[str, ...], reason: str, there, call) -> None:

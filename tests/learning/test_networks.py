@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dipa_bench import devices, registry
-from dipa_bench.errors import UserError
+from dipa_bench.errors import Diverged, UserError
 from dipa_bench.learning.networks import FLOOR, gradient_scales, prepare
+from dipa_bench.learning.unrolling import validate
 from dipa_bench.parameters import build, defaults, space
 from dipa_bench.preconditioners import Identity, Learned, OperatorSpec
 from dipa_bench.preconditioners.networks import SPECS, Network, NetworkParameters, zeroed
@@ -149,7 +150,7 @@ def test_a_network_over_the_cap_is_skipped_with_the_cure():
     flat = defaults(method.parameters, task.solver, task)
     assert method.unsuitable(task, build(method.parameters, flat)) is None
     for values, said in (
-        ({"operator.width": 128, "operator.depth": 5}, r"858,758 .* dense \(65,536\)"),
+        ({"operator.width": 128, "operator.depth": 5}, r"858,758 numbers .* dense, 65,536: lower"),
         ({"operator.max_parameters": 1000}, r"max_parameters = 1,000"),
     ):
         reason = method.unsuitable(task, build(method.parameters, flat | values))
@@ -189,6 +190,11 @@ def test_what_is_published_of_networks():
     assert paper["train.schedule"] == "plateau"
     assert paper["train.optimizer"] == "adam"
     assert paper["solve.units"] == "absolute"
+    assert (paper["operator.width"], paper["operator.depth"]) == (128, 5)
+    assert paper["operator.normalise"] == "none"
+    searched = registry.get("methods", "ndipa").published(task)
+    assert searched["operator.architecture"] == "convnext"
+    assert searched["operator.convnext.width"] == 128
     assert not {"train.initial", "train.operators", "distill.weight_mismatch"} & set(paper)
     build(method.parameters, defaults(method.parameters, task.solver, task) | paper)
 
@@ -259,3 +265,49 @@ def test_a_strangers_network_is_trained(name, rule, context):
     for refused in (f"{rule}-r", "greedy", "closed-form"):
         with pytest.raises(UserError, match="linear"):
             registry.get("rules", refused).method(STRANGERS[name])
+
+
+def test_stored_numbers_know_no_cap(context):
+    """A network works at sizes where it could not have been trained."""
+    task, small = small_task(shape=(1, 32, 32), iterations=2), small_task(iterations=2)
+    values = {"operator.width": 64, "operator.depth": 3, "operator.max_parameters": "dense"}
+    method = registry.get("methods", "ndipa/convnext")
+    flat = defaults(method.parameters, task.solver, task) | values
+    parameters = build(method.parameters, flat)
+    assert "max_parameters" in method.unsuitable(small, parameters)
+    network = registry.get("operators", "convnext").build(task.shape, parameters.operator, 2)
+    back = method.restore(small, parameters, network.state_dict(), context())
+    y = small.measure(small.images.validation)
+    assert back.run(y, small.student).estimate.shape == small.images.validation.pixels.shape
+
+
+def test_trained_in_bfloat16_measured_in_full(monkeypatch, context):
+    """On a device that mixes (made up here), what is measured is what is stored and restored."""
+    monkeypatch.setattr(devices, "mixes", lambda device: True)
+    task = small_task(iterations=2)
+    method = registry.get("methods", "ndipa/cnn")
+    flat = defaults(method.parameters, task.solver, task) | CAP | {"train.learning_rate": 1e-2}
+    parameters = build(method.parameters, flat)
+    found = context(epochs=2, batch_size=3)
+    made = method.fit(task, parameters, found)
+    assert found.notes["precision"] == "bfloat16 networks"
+    back = method.restore(task, parameters, made.module.state_dict(), context())
+    y = task.measure(task.images.validation)
+    assert torch.equal(back.run(y, task.student).estimate, made.run(y, task.student).estimate)
+    quality = dict(found.series["val/psnr_by_epoch"])[found.notes["best_epoch"]]
+    assert validate(made, task, task.images.validation) == pytest.approx(quality, abs=1e-6)
+    assert not made.module.mixed
+    spent = []
+    for mixes in (True, False):
+        monkeypatch.setattr(devices, "mixes", lambda device, mixes=mixes: mixes)
+        spent.append(method.fit(task, parameters, context(epochs=2, batch_size=3)).module)
+    assert not torch.equal(spent[0].last.weight, spent[1].last.weight)  # training was mixed
+
+
+def test_a_solver_that_diverges_has_no_scales(context):
+    """`Diverged`, not a complaint about numbers."""
+    task = small_task("deblur", iterations=400)
+    solve = SolveParameters(strength=0.1, step=60.0)
+    made = context().reconstructor(task, solve, Identity())
+    with pytest.raises(Diverged):
+        gradient_scales(made, task, context())

@@ -11,7 +11,7 @@ from torch import nn
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import build, declared
 from dipa_bench.preconditioners import State
-from dipa_bench.preconditioners.networks import SPECS, Network, NetworkParameters
+from dipa_bench.preconditioners.networks import SPECS, Network, NetworkParameters, chosen
 from dipa_bench.preconditioners.networks.embedding import Modulate, sinusoids
 from dipa_bench.testing.contracts import PreconditionerContract
 
@@ -397,39 +397,25 @@ def test_what_is_searched(name):
     assert numbers < DENSE or name == "mlp"
 
 
-def test_too_many_numbers_are_refused():
-    """One line with the numbers, the cap and the cure; the same on the meta device."""
-    spec = BY_NAME["convnext"]
-    large = spec.parameters(width=512, depth=5)
-    said = (
-        r"convnext with width 512, depth 5 has 11,[\d,]+ numbers, more than max_parameters = dense "
-        r"\(1,048,576\): lower operator.width or operator.depth$"
-    )
-    for attempt in (
-        lambda: spec.sample((1, 32, 32), large),
-        lambda: spec.build((1, 32, 32), large, 1),
-    ):
-        with pytest.raises(UserError, match=said) as caught:
-            attempt()
-        assert "\n" not in str(caught.value)
-    assert spec.sample((1, 64, 64), large).numbers() > DENSE
-    allowed = spec.parameters(max_parameters=spec.sample((1, 32, 32)).numbers())
-    spec.sample((1, 32, 32), allowed)
-    one_less = spec.parameters(max_parameters=allowed.max_parameters - 1)
-    with pytest.raises(UserError, match=rf"max_parameters = {one_less.max_parameters:,}: lower"):
-        spec.sample((1, 32, 32), one_less)
-
-
-def test_the_mlp_may_exceed_the_dense_matrix():
-    """As in the paper, and it says so; a cap in numbers holds for it too."""
+def test_the_limit_of_numbers():
+    """The dense P's or a given one; the MLP alone has none by default, and says what it exceeds."""
+    for spec in SPECS:
+        assert spec.parameters(max_parameters=7).limit((1, 32, 32)) == 7
+        limit = spec.parameters().limit((1, 24, 16))
+        assert limit == (None if spec.name == "mlp" else (24 * 16) ** 2)
     spec = BY_NAME["mlp"]
     large = spec.sample((1, 32, 32), spec.parameters(width=512, depth=2))
     assert large.numbers() > DENSE
     assert large.over_dense((1, 32, 32))
     assert not large.over_dense((1, 64, 64))
-    assert [spec.name for spec in SPECS if spec.sample((1, 16, 16)).may_exceed_dense] == ["mlp"]
-    with pytest.raises(UserError, match=r"mlp with width 512.*max_parameters = 1,000,000"):
-        spec.sample((1, 32, 32), spec.parameters(width=512, max_parameters=1_000_000))
+
+
+def test_the_chosen_architectures_limit_holds():
+    """`network` has the limit of what it is."""
+    made = chosen.SPEC.parameters
+    assert made(architecture="mlp").limit((1, 8, 8)) is None
+    assert made(architecture="vit").limit((1, 8, 8)) == 8**4
+    assert made(architecture="mlp", max_parameters=9).limit((1, 8, 8)) == 9
 
 
 @pytest.mark.parametrize(

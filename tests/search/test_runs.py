@@ -6,20 +6,24 @@ import errno
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
 import optuna
 import pytest
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dipa_bench import digests
 from dipa_bench.errors import Diverged, UserError
-from dipa_bench.preconditioners import Identity
+from dipa_bench.parameters import Parameters, Search
+from dipa_bench.preconditioners import Dense, Identity
 from dipa_bench.search import kept
 from dipa_bench.search.journal import trial_records
 from dipa_bench.search.runs import Row
 from dipa_bench.search.study import claimed, open_bench, run_row, study_folder
+from dipa_bench.solvers import SolveParameters
 from dipa_bench.testing import small_task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
@@ -439,8 +443,69 @@ def test_what_a_row_freezes_decides_whether_it_can_be_had(block: int, reason, la
 
 
 def test_a_frozen_structure_can_cure_the_defaults(lab) -> None:
-    """18 x 18 pixels have no blocks of 4, but of 2."""
+    """18 x 18 pixels have no blocks of 4, but of 2; what is not frozen is searched."""
     task = small_task("deblur", (1, 18, 18))
-    for frozen, able in (({}, False), ({"operator.block": 2}, True)):
+    for frozen, able in (({}, True), ({"operator.block": 4}, False), ({"operator.block": 2}, True)):
         study = lab.resolved({"block-circulant+distilled": {"set": frozen}})
         assert (Row.of(study, "block-circulant+distilled").obstacle(task) is None) == able
+
+
+class Picky(Parameters):
+    size: Annotated[int, Field(ge=1, description="s"), Search(1, 20)] = 10
+    solve: SolveParameters = SolveParameters()
+
+
+def test_untuned_parameters_that_do_not_fit_are_no_obstacle(tmp_path: Path, lab, register) -> None:
+    """The row searches what does; trial 0 keeps the solver settings that all rows try."""
+
+    def refuses(task, values):
+        return "too large" if values.size > 4 else None
+
+    register("picky", parameters=Picky, refuses=refuses)
+    assert lab.search(lab.resolved(["picky"], trials=6), tmp_path, "picky").state == "finished"
+    found = trials(tmp_path, "picky")
+    assert all(trial.params["size"] <= 4 for trial in found)
+    plain = lab.search(lab.resolved(["identity"], trials=6), tmp_path, "identity")
+    assert plain.state == "finished"
+    for ours, theirs in zip(found, trials(tmp_path, "identity"), strict=True):
+        solve = {key: value for key, value in ours.params.items() if key.startswith("solve.")}
+        assert solve == theirs.params
+    register("never", parameters=Picky, refuses=lambda task, values: "never fits")
+    skipped = lab.search(lab.resolved(["never"]), tmp_path, "never")
+    assert (skipped.state, skipped.reason) == ("skipped", "never fits")
+
+
+def test_a_reconstructor_without_a_module_keeps_its_preconditioner(
+    tmp_path: Path, lab, register
+) -> None:
+    """A stranger's that knows nothing of `module`."""
+
+    class Plain:
+        def __init__(self, made):
+            self.preconditioner, self._made = made.preconditioner, made
+
+        def run(self, *arguments, **options):
+            return self._made.run(*arguments, **options)
+
+    def fit(task, values, context):
+        return Plain(context.reconstructor(task, values.solve, Dense(task.shape)))
+
+    register("plain", fit)
+    found = lab.search(lab.resolved(["plain"]), tmp_path, "plain")
+    assert found.state == "finished"
+    assert found.metrics["parameters"] == 256**2
+
+
+def test_pruning_looks_at_the_best_epoch_so_far(tmp_path: Path, lab, register) -> None:
+    """As the fit does, which keeps it: a late dip costs nothing."""
+
+    def fit(task, values, context):
+        for epoch, value in enumerate((20.0, 5.0, 5.0), start=1):
+            context.report(epoch, value)
+        return context.reconstructor(task, values.solve, Identity())
+
+    register("dips", fit)
+    lab.search(lab.resolved(["dips"], trials=7, budget={"epochs": 4}), tmp_path, "dips")
+    journal = journal_of(study_folder(tmp_path, "small") / "dips")
+    assert {trial.state.name for trial in journal.trials} == {"COMPLETE"}
+    assert journal.trials[0].intermediate_values == {1: 20.0, 2: 20.0, 3: 20.0}

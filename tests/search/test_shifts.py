@@ -7,15 +7,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dipa_bench import registry
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation.evaluate import evaluate
+from dipa_bench.methods import Budget, FitContext
 from dipa_bench.parameters import build
+from dipa_bench.preconditioners import Identity
+from dipa_bench.search.runs import Row
 from dipa_bench.search.schema import Shift
 from dipa_bench.search.shifts import shifted
-from dipa_bench.search.study import study_folder
+from dipa_bench.search.study import run_row, study_folder
 from dipa_bench.testing import small_task
+from dipa_bench.tracking import records
 
 SETTINGS = {
     "blur": {"options": {"factor": 1}},
@@ -62,14 +67,13 @@ def test_scores_are_those_of_the_moved_operator(tmp_path: Path, lab) -> None:
         assert found.groupby("setting")["seed"].nunique().tolist() == [own["seed"].nunique()] * 4
         method = registry.get("methods", row)
         bench = lab.bench(lab.resolved([row], raw={"shifts": SETTINGS}), tmp_path)
-        from dipa_bench.search import restore
-
-        seed = restore.records.read(folder / "seed-0")
-        state = restore._state(folder / "seed-0") if method.restore else {}
+        seed = records.read(folder / "seed-0")
+        stored = folder / "seed-0" / "operator.safetensors"
+        state = load_file(stored) if method.restore else {}
         for name, shift in SETTINGS.items():
             there = shifted(task, Shift(**shift))
             values = build(method.parameters, seed.params)
-            context = restore._context(bench, seed.seed)
+            context = FitContext(seed.seed, Budget(1), bench.teachers, bench.lmmse)
             made = (
                 method.restore(there, values, state, context)
                 if method.restore
@@ -86,16 +90,50 @@ def test_scores_are_those_of_the_moved_operator(tmp_path: Path, lab) -> None:
 @pytest.mark.parametrize(
     ("shifts", "named"),
     [
-        ({"blur": {"options": {"faktor": 1}}}, "factor"),
         ({"blur": {}}, "blur"),
         ({"matched": {"noise": 0.1}}, "matched"),
+        ({"a/b": {"noise": 0.1}}, "letters"),
         ({"blur": {"nois": 0.1}}, "noise"),
         ({"blur": {"noise": -1.0}}, "noise"),
     ],
 )
-def test_bad_shifts_are_told_before_the_search(tmp_path: Path, lab, shifts, named) -> None:
+def test_bad_shifts_are_told(lab, shifts, named) -> None:
     with pytest.raises(UserError, match=named) as caught:
-        study = lab.resolved(["identity"], raw={"shifts": shifts})
-        lab.search(study, tmp_path, "identity")
+        lab.resolved(["identity"], raw={"shifts": shifts})
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.glob("**/trial-*"))
+
+
+def test_a_shift_that_changes_nothing_scores_the_same(tmp_path: Path, lab) -> None:
+    """The test images' own noise included; what the fit noted stays as it was."""
+    study = lab.resolved(["hessian"], raw={"shifts": {"same": {"options": {"blur": 1.0}}}})
+    bench = lab.bench(study, tmp_path, noise=0.01, test_noise=0.1)
+    found = run_row(bench, Row.of(study, "hessian"), lab.Ears())
+    scores = pd.read_parquet(study_folder(tmp_path, "small") / "hessian" / "shifts.parquet")
+    matched, same = (scores[scores["setting"] == name]["psnr"] for name in ("matched", "same"))
+    assert matched.tolist() == pytest.approx(same.tolist())
+    assert found.metrics["test/psnr"] == pytest.approx(same.mean())
+    other = {"factor 2": {"options": {"factor": 2}}}
+    moved = lab.resolved(["nystrom"], name="moved", raw={"shifts": other})
+    plain = lab.resolved(["nystrom"], name="plain")
+    notes = [
+        run_row(lab.bench(one, tmp_path), Row.of(one, "nystrom"), lab.Ears()).notes
+        for one in (moved, plain)
+    ]
+    assert notes[0] == notes[1]
+
+
+def test_a_setting_that_fails_leaves_the_others(tmp_path: Path, lab, register) -> None:
+    """With the reason in the record; the seed's own figures count."""
+
+    def fit(task, values, context):
+        if task.iterations == 9:
+            raise RuntimeError("no room")
+        return context.reconstructor(task, values.solve, Identity())
+
+    register("moody", fit)
+    shifts = {"longer": {"iterations": 9}, "noisy": {"noise": 0.2}}
+    found = lab.search(lab.resolved(["moody"], raw={"shifts": shifts}), tmp_path, "moody")
+    assert found.state == "finished"
+    assert found.notes["shift longer"] == "none: RuntimeError: no room"
+    scores = pd.read_parquet(study_folder(tmp_path, "small") / "moody" / "shifts.parquet")
+    assert set(scores["setting"]) == {"matched", "noisy"}

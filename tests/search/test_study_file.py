@@ -485,3 +485,13 @@ def test_a_preset_freezes_parameters_where_rows_have_them() -> None:
     assert plain.methods["ldipa"].set == {}
     bad = {"short": {"set": {"train.clip": -1.0}}}
     assert "train.clip" in problem_of(raw(methods=methods, presets=bad), preset="short")
+
+
+def test_a_preset_freezes_only_what_exists() -> None:
+    """A misspelt cap would be no cap; a row's own range stays."""
+    rows = {"identity": {}, "ldipa": {"search": {"train.clip": {"low": 0.1, "high": 1.0}}}}
+    presets = {"short": {"set": {"train.clp": 0.5}}}
+    assert "train.clip" in problem_of(raw(methods=rows, presets=presets), preset="short")
+    presets = {"short": {"set": {"train.clip": 0.5}}}
+    kept = study_file.resolve(raw(methods=rows, presets=presets), preset="short").methods["ldipa"]
+    assert kept.set == {} and kept.search["train.clip"].low == 0.1

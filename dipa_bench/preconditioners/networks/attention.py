@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dipa_bench.parameters import Search
-from dipa_bench.preconditioners.networks.base import PAPER, builder
+from dipa_bench.preconditioners.networks.base import PAPER
 from dipa_bench.preconditioners.networks.cnn import CNN, CNNParameters
 from dipa_bench.preconditioners.spec import OperatorSpec
 
@@ -60,7 +60,7 @@ SPEC = OperatorSpec(
     name="cnn-attention",
     title="CNN with attention",
     summary="a CNN with channel and spatial attention of gradient and iteration",
-    build=builder("cnn-attention", AttentionCNN),
+    build=AttentionCNN,
     parameters=AttentionParameters,
     paper=f"{PAPER}; CBAM: Woo et al. 2018, arXiv 1807.06521",
     linear=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -47,6 +46,14 @@ class NetworkParameters(Parameters):
             return value
         raise ValueError("give dense or a whole number above 0")
 
+    def limit(self, shape: Shape) -> int | None:
+        """The most numbers that a network for images of `shape` may be trained with; None for any.
+
+        It is asked by the methods that train one: numbers that exist already may be used at any
+        size.
+        """
+        return dense_numbers(shape) if self.max_parameters == "dense" else self.max_parameters
+
 
 class Network(Learned):
     """P(g, k) = g + s f(g / s, k) with a network f that starts at zero: P starts as the identity.
@@ -61,15 +68,14 @@ class Network(Learned):
 
     Attributes:
         any_size: whether H and W may differ from those of `shape`; C never does.
-        may_exceed_dense: whether ``max_parameters = "dense"`` lets it have more numbers.
-        mixed: whether f computes in bfloat16 where that is safe; its numbers, g and s do not.
+        mixed: whether f computes in bfloat16 while gradients are taken; its numbers, g and s never
+            do, and neither does anything that is measured.
         last: the layer that starts at zero, weight and bias.
         scales: s of each iteration; only with ``normalise = "iteration"``, ones until `calibrate`.
     """
 
     linear = False
     any_size: ClassVar[bool] = True
-    may_exceed_dense: ClassVar[bool] = False
     mixed: bool = False
     last: nn.Module
     scales: Tensor
@@ -99,7 +105,7 @@ class Network(Learned):
         scale = self.magnitude(gradient, state)
         embedded = sinusoids(state.iteration, gradient) if self.embedding else None
         scaled = gradient / scale.clamp_min(torch.finfo(gradient.dtype).tiny)
-        with devices.mixed(gradient.device, self.mixed):
+        with devices.mixed(gradient.device, self.mixed and torch.is_grad_enabled()):
             found = self.body(scaled, embedded)
         return gradient + scale * found.to(gradient.dtype)
 
@@ -131,7 +137,7 @@ class Network(Learned):
                 f"{tuple(scales.shape)} scales for {self.copies} iterations: give one each"
             )
         if not bool((torch.isfinite(scales) & (scales > 0)).all()):
-            raise UserError(f"scales {scales.tolist()} of gradients: give positive numbers")
+            raise UserError("scales of gradients: give positive finite numbers")
         self.scales.copy_(scales)
 
     def check(self, gradient: Tensor) -> None:
@@ -161,29 +167,3 @@ def zeroed(layer: nn.Module) -> nn.Module:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def builder(name: str, network: type[Network]) -> Callable[[Shape, Any, int], Network]:
-    """The `build` of an `OperatorSpec`, which refuses networks that are larger than allowed.
-
-    Args:
-        name: of the operator.
-        network: made from (shape, parameters, copies).
-    """
-
-    def build(shape: Shape, parameters: NetworkParameters, copies: int) -> Network:
-        with torch.device("meta"):  # counts before any memory is taken
-            made = network(shape, parameters, copies)
-        cap = parameters.max_parameters
-        limit = dense_numbers(shape) if cap == "dense" else cap
-        exempt = cap == "dense" and network.may_exceed_dense
-        if made.numbers() > limit and not exempt:
-            said = f"dense ({limit:,})" if cap == "dense" else f"{limit:,}"
-            raise UserError(
-                f"{name} with width {parameters.width}, depth {parameters.depth} has "
-                f"{made.numbers():,} numbers, more than max_parameters = {said}: lower "
-                "operator.width or operator.depth"
-            )
-        return network(shape, parameters, copies)
-
-    return build

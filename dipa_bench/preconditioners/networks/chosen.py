@@ -34,6 +34,13 @@ def _own(spec: OperatorSpec) -> type[Parameters]:
     return create_model(f"Own{spec.parameters.__name__}", __base__=Parameters, **fields)
 
 
+class _Shared(NetworkParameters):
+    """What all share, with the limit of the chosen one."""
+
+    def limit(self, shape: Shape) -> int | None:
+        return structure(self).limit(shape)
+
+
 def _parameters() -> type[NetworkParameters]:
     names = tuple(BY_NAME)
     fields: dict[str, Any] = {
@@ -49,14 +56,19 @@ def _parameters() -> type[NetworkParameters]:
     for spec in SPECS:
         own = _own(spec)
         fields[branch(spec.name)] = (Annotated[own, When("architecture", spec.name)], own())
-    return create_model("AnyNetworkParameters", __base__=NetworkParameters, **fields)
+    return create_model("AnyNetworkParameters", __base__=_Shared, **fields)
 
 
-def _build(shape: Shape, parameters: Any, copies: int) -> Network:
+def structure(parameters: Any) -> NetworkParameters:
+    """The parameters of the chosen architecture, as its own spec takes them."""
     spec = BY_NAME[parameters.architecture]
     shared = {name: getattr(parameters, name) for name in NetworkParameters.model_fields}
     own = getattr(parameters, branch(spec.name)).model_dump()
-    return spec.build(shape, build(spec.parameters, shared | own), copies)
+    return build(spec.parameters, shared | own)
+
+
+def _build(shape: Shape, parameters: Any, copies: int) -> Network:
+    return BY_NAME[parameters.architecture].build(shape, structure(parameters), copies)
 
 
 SPEC = OperatorSpec(
@@ -67,4 +79,11 @@ SPEC = OperatorSpec(
     parameters=_parameters(),
     paper="DIPA, arXiv 2605.15456",
     linear=False,
+    published={
+        "architecture": "convnext",
+        "normalise": "none",
+        "convnext.width": 128,
+        "convnext.depth": 5,
+        "convnext.kernel": 7,
+    },
 )

@@ -13,7 +13,6 @@ from dipa_bench.preconditioners.networks.base import (
     PAPER,
     Network,
     NetworkParameters,
-    builder,
     zeroed,
 )
 from dipa_bench.preconditioners.networks.embedding import Modulate
@@ -84,7 +83,7 @@ SPEC = OperatorSpec(
     name="cnn",
     title="CNN",
     summary="a CNN of gradient and iteration",
-    build=builder("cnn", CNN),
+    build=CNN,
     parameters=CNNParameters,
     paper=PAPER,
     linear=False,

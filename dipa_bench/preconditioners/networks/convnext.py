@@ -15,7 +15,6 @@ from dipa_bench.preconditioners.networks.base import (
     PAPER,
     Network,
     NetworkParameters,
-    builder,
     zeroed,
 )
 from dipa_bench.preconditioners.networks.embedding import Modulate
@@ -71,8 +70,9 @@ SPEC = OperatorSpec(
     name="convnext",
     title="ConvNeXt",
     summary="a ConvNeXt of gradient and iteration",
-    build=builder("convnext", ConvNeXt),
+    build=ConvNeXt,
     parameters=ConvNeXtParameters,
     paper=f"N-DIPA: {PAPER}; Liu et al. 2022, arXiv 2201.03545",
     linear=False,
+    published={"width": 128, "depth": 5, "kernel": 7, "normalise": "none"},
 )

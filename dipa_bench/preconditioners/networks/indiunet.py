@@ -16,7 +16,6 @@ from dipa_bench.preconditioners.networks.base import (
     PAPER,
     Network,
     NetworkParameters,
-    builder,
     zeroed,
 )
 from dipa_bench.preconditioners.networks.embedding import Modulate
@@ -115,7 +114,7 @@ SPEC = OperatorSpec(
     name="indiunet",
     title="IndiUNet",
     summary="a residual U-Net of gradient and iteration",
-    build=builder("indiunet", IndiUNet),
+    build=IndiUNet,
     parameters=IndiUNetParameters,
     paper=f"{PAPER}; InDI: Delbracio and Milanfar 2023, arXiv 2303.11435",
     linear=False,

@@ -15,7 +15,6 @@ from dipa_bench.preconditioners.networks.base import (
     PAPER,
     Network,
     NetworkParameters,
-    builder,
     zeroed,
 )
 from dipa_bench.preconditioners.networks.embedding import Modulate
@@ -28,6 +27,9 @@ class MLPParameters(NetworkParameters):
     ] = 32
     depth: Annotated[int, Field(ge=1, description="hidden layers"), Search(choices=(1, 2, 3))] = 2
 
+    def limit(self, shape: Shape) -> int | None:
+        return None if self.max_parameters == "dense" else self.max_parameters
+
 
 class MLP(Network):
     """C H W -> width -> ... -> C H W; each hidden layer is GELU(linear + embedded iteration).
@@ -36,7 +38,6 @@ class MLP(Network):
     """
 
     any_size = False
-    may_exceed_dense = True
 
     def __init__(self, shape: Shape, parameters: MLPParameters, copies: int = 1) -> None:
         super().__init__(shape, parameters, copies)
@@ -59,7 +60,7 @@ SPEC = OperatorSpec(
     name="mlp",
     title="MLP",
     summary="a multilayer perceptron of gradient and iteration",
-    build=builder("mlp", MLP),
+    build=MLP,
     parameters=MLPParameters,
     paper=PAPER,
     linear=False,

@@ -14,7 +14,6 @@ from dipa_bench.preconditioners.networks.base import (
     PAPER,
     Network,
     NetworkParameters,
-    builder,
     zeroed,
 )
 from dipa_bench.preconditioners.networks.embedding import Modulate
@@ -79,7 +78,7 @@ SPEC = OperatorSpec(
     name="multiscale",
     title="MultiScale CNN",
     summary="a CNN with kernels of several sizes of gradient and iteration",
-    build=builder("multiscale", MultiScale),
+    build=MultiScale,
     parameters=MultiScaleParameters,
     paper=f"{PAPER}; Li et al. 2018 (MSRN, ECCV)",
     linear=False,

@@ -15,7 +15,6 @@ from dipa_bench.preconditioners.networks.base import (
     PAPER,
     Network,
     NetworkParameters,
-    builder,
     zeroed,
 )
 from dipa_bench.preconditioners.networks.embedding import FEATURES
@@ -68,7 +67,7 @@ SPEC = OperatorSpec(
     name="unet",
     title="U-Net",
     summary="a U-Net of gradient and iteration",
-    build=builder("unet", UNet),
+    build=UNet,
     parameters=UNetParameters,
     paper=f"{PAPER}; Jin et al. 2017, arXiv 1611.03679",
     linear=False,

@@ -15,7 +15,6 @@ from dipa_bench.preconditioners.networks.base import (
     PAPER,
     Network,
     NetworkParameters,
-    builder,
     zeroed,
 )
 from dipa_bench.preconditioners.networks.embedding import Modulate
@@ -57,14 +56,10 @@ class ViT(Network):
         patch, features, heads = parameters.patch, parameters.width, parameters.heads
         if height % patch or width % patch:
             raise UserError(
-                f"patch {patch} does not divide {height} x {width} pixels: give a divisor as "
-                "operator.patch"
+                f"patch {patch} does not divide {height} x {width} pixels: give a divisor"
             )
         if features % heads:
-            raise UserError(
-                f"{heads} heads do not divide the width {features}: give a divisor as "
-                "operator.heads"
-            )
+            raise UserError(f"{heads} heads do not divide the width {features}: give a divisor")
         self.first = nn.Conv2d(channels, features, patch, stride=patch)
         self.modulate = Modulate(features, self.embedding)
         self.encoder = Encoder(
@@ -88,7 +83,7 @@ SPEC = OperatorSpec(
     name="vit",
     title="ViT",
     summary="a vision transformer of gradient and iteration",
-    build=builder("vit", ViT),
+    build=ViT,
     parameters=ViTParameters,
     paper=f"{PAPER}; Dosovitskiy et al. 2021, arXiv 2010.11929",
     linear=False,
