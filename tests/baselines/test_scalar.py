@@ -8,7 +8,6 @@ import torch
 
 from baselines.scalar import METHOD
 from dipa_bench.data.images import Splits
-from dipa_bench.learning.greedy import published
 from dipa_bench.learning.least_squares.scalar import greedy_step
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Scalar, State
@@ -86,7 +85,7 @@ def test_each_step_minimises_the_data_term(problem, context):
 def test_published_units(problem, context):
     """Relative step 1: what is taken are the learned steps, no more and no less."""
     task, a, w, y = problem
-    values = published(task) | {"solve.strength": SIGMA}
+    values = METHOD.published(task) | {"solve.strength": SIGMA}
     made = METHOD.fit(task, build(METHOD.parameters, values), context())
     expected, _ = greedy(a, w, y, y @ a, lambda k: (k + 2) / (k + 3))
     effective = made.solver.step_size * made.preconditioner.steps.detach().numpy()
