@@ -229,10 +229,14 @@ def _canonical_row(row: str, spec: MethodSpec, solver: str) -> MethodSpec:
 
 
 def _check_frozen(study: StudyFile, overlay: Overlay) -> None:
-    """Raises `UserError` where a preset freezes a parameter that no row of the file has."""
+    """Raises `UserError` where a preset freezes a parameter that no method has."""
     known: set[str] = set()
     for name, row in study.methods.items():
         known |= parameters_of(row.method or name)
+    if not known >= set(overlay.set):  # it may be for rows that --methods asks for
+        for method in registry.describe("methods"):
+            if not isinstance(method, registry.Broken):
+                known |= parameters_of(method.name)
     for parameter in overlay.set:
         if parameter not in known:
             raise unknown("parameter in a preset's set", parameter, known)

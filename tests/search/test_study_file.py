@@ -36,7 +36,7 @@ def problem_of(table: dict[str, Any], **options: Any) -> str:
 def test_the_embedded_study_resolves_with_every_preset(preset: str) -> None:
     table = study_file.read("sr", None)
     study = study_file.resolve(table, task="sr", preset=preset)
-    overlay = table["presets"].get(preset, {"problem": {}, "budget": {}})
+    overlay = {"problem": {}, "budget": {}} | table["presets"].get(preset, {})
     for key in ("problem", "budget"):
         expected = table[key] | overlay[key]
         found = getattr(study, key).model_dump()
@@ -495,3 +495,21 @@ def test_a_preset_freezes_only_what_exists() -> None:
     presets = {"short": {"set": {"train.clip": 0.5}}}
     kept = study_file.resolve(raw(methods=rows, presets=presets), preset="short").methods["ldipa"]
     assert kept.set == {} and kept.search["train.clip"].low == 0.1
+
+
+@pytest.mark.parametrize("task", ["sr", "cs", "mri", "deblur"])
+def test_the_quick_preset_caps_networks_that_are_asked_for(task: str) -> None:
+    """Rows of the file have none; a method that --methods names gets it. The name stays plain."""
+    table = study_file.read(task, None)
+    plain = study_file.resolve(table, task=task)
+    assert not any("operator.max_parameters" in row.set for row in plain.methods.values())
+    assert plain.name == f"{task}-quick"
+    asked = study_file.resolve(table, task=task, methods="ndipa,ndipa/vit,identity")
+    caps = [row.set.get("operator.max_parameters") for row in asked.methods.values()]
+    assert caps == [100_000, 100_000, None]
+    free = study_file.resolve(
+        table, task=task, methods="ndipa", sets=["operator.max_parameters=dense"]
+    )
+    assert free.methods["ndipa"].set["operator.max_parameters"] == "dense"
+    large = study_file.resolve(table, task=task, methods="ndipa", preset="standard")
+    assert large.methods["ndipa"].set == {}
