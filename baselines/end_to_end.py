@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-import torch
 from deepinv.physics import LinearPhysics
 from pydantic import Field
 from torch import Tensor, nn
 
 from dipa_bench.errors import UserError
 from dipa_bench.learning.unrolling import TrainParameters, train
-from dipa_bench.methods import EndToEnd, FitContext, Method
+from dipa_bench.methods import Direct, FitContext, Method
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.tasks.base import Task
 
@@ -80,7 +79,7 @@ def end_to_end(
         published: the sizes and training of the network's own paper, as flat parameters.
     """
 
-    def fit(task: Task, parameters: Any, context: FitContext) -> EndToEnd:
+    def fit(task: Task, parameters: Any, context: FitContext) -> Direct:
         made = _reconstructor(task, parameters, context)
         network = made.module
         train(
@@ -95,7 +94,7 @@ def end_to_end(
 
     def restore(
         task: Task, parameters: Any, state: Mapping[str, Tensor], context: FitContext
-    ) -> EndToEnd:
+    ) -> Direct:
         made = _reconstructor(task, parameters, context)
         try:
             made.module.load_state_dict(state)
@@ -107,13 +106,13 @@ def end_to_end(
         made.module.requires_grad_(False)
         return made
 
-    def _reconstructor(task: Task, parameters: Any, context: FitContext) -> EndToEnd:
+    def _reconstructor(task: Task, parameters: Any, context: FitContext) -> Direct:
         if reason := skip(task):
             raise UserError(reason)
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(context.seed)
+        with context.drawing():
             network = build(task, parameters)
-        return EndToEnd(network.to(task.device, task.dtype), network.operator_calls)
+        network = network.to(task.device, task.dtype)
+        return Direct(network, network.operator_calls, module=network)
 
     return Method(
         name=name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -213,10 +213,11 @@ def _charts(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]
 
 def _shifted(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]:
     """What winners keep at other settings, where the study tested some."""
-    tables = {table["study"].iloc[0]: table for table in by_study(results)}
-    if study not in tables:
-        return []
-    return [("PSNR at other settings", psnr_by_setting(tables[study], style), _SHIFT_HELP)]
+    own = replace(results, shifts=_of_study(results.shifts, study))
+    return [
+        ("PSNR at other settings", psnr_by_setting(table, style), _SHIFT_HELP)
+        for table in by_study(own)
+    ]
 
 
 def _tuning(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 
@@ -78,6 +80,7 @@ class Direct:
     Attributes:
         map: (y, physics) -> B x C x H x W.
         operator_calls: applications of A or A^T it makes.
+        module: the network that `map` is, where it is one that was trained.
     """
 
     map: Callable[[Tensor, LinearPhysics], Tensor]
@@ -94,30 +97,6 @@ class Direct:
         reference: Tensor | None = None,
     ) -> Trajectory:
         return Trajectory(self.map(measurement, physics), operator_calls=self.operator_calls)
-
-
-@dataclass(frozen=True)
-class EndToEnd:
-    """A trained network from measurements to images, without a prior of its own.
-
-    Attributes:
-        module: (y, physics) -> B x C x H x W.
-        operator_calls: applications of A or A^T it makes.
-    """
-
-    module: nn.Module
-    operator_calls: int = 0
-    preconditioner: Preconditioner | None = None
-
-    def run(
-        self,
-        measurement: Tensor,
-        physics: LinearPhysics,
-        *,
-        record: bool = False,
-        reference: Tensor | None = None,
-    ) -> Trajectory:
-        return Trajectory(self.module(measurement, physics), operator_calls=self.operator_calls)
 
 
 @dataclass(frozen=True)
@@ -176,6 +155,13 @@ class FitContext:
     earlier: float = 0.0
     notes: dict[str, Value] = field(default_factory=dict)
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Within it torch's global generator draws as the seed says; afterwards it is as before."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(self.seed)
+            yield
 
     def reconstructor(
         self, task: Task, solve: SolveParameters, preconditioner: Preconditioner

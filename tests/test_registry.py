@@ -29,11 +29,15 @@ def install(monkeypatch):
             for name, value in zip(pairs[::2], pairs[1::2], strict=True)
         ]
         monkeypatch.setattr(registry, "entry_points", lambda group: entries)
+        forget()
+
+    def forget():
         registry._entries.cache_clear()
+        registry._cells.cache_clear()
 
     yield fake
     monkeypatch.undo()
-    registry._entries.cache_clear()
+    forget()
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
 from dipa_bench.errors import unknown
-from dipa_bench.evaluation.rendering import render
+from dipa_bench.evaluation.rendering import interval_text, render
 from dipa_bench.evaluation.statistics import Estimate
 from dipa_bench.search import restore, transfer
 from dipa_bench.search.transfer import Line
@@ -63,6 +62,4 @@ def _show_setting(setting: str, lines: list[Line]) -> None:
 
 def _spread(found: Estimate, spec: str) -> str:
     """``mean ± half the interval``, or the mean alone where there is no interval."""
-    half = (found.high - found.low) / 2
-    text = "-" if math.isnan(found.mean) else format(found.mean, spec)
-    return text if math.isnan(half) else f"{text} ± {half:{spec.lstrip('+')}}"
+    return interval_text(found.mean, found.low, found.high, spec)

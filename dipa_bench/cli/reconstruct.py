@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
-from dipa_bench.data.images import ImageSet, Splits
-from dipa_bench.data.picture import SMALLEST, read_picture
+from dipa_bench.data.images import SMALLEST, ImageSet, Splits
+from dipa_bench.data.picture import read_picture
 from dipa_bench.data.signals import COMPLEX, magnitude
 from dipa_bench.errors import UserError, brief
 from dipa_bench.evaluation.metrics import psnr, ssim

@@ -12,7 +12,6 @@ from dipa_bench import devices
 from dipa_bench.cli.console import RESULTS
 from dipa_bench.errors import UserError
 from dipa_bench.search import rerun
-from dipa_bench.search.journal import trial_folder
 from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.load import find_run
@@ -50,10 +49,7 @@ def _record(run: str, root: Path, tracking_uri: str | None) -> RunRecord:
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
     code = _imported(record.study_file.get("problem", {}))
-    suffix = "" if record.kind == "method" else f"/{record.kind}-{record.number}"
-    if record.kind == "trial":
-        suffix = f"/{trial_folder(Path(), record.number).name}"
-    place = rerun.find(f"{record.study}/{record.method}{suffix}", root)
+    place = rerun.find(rerun.name_of(record), root)
     ours = place is not None and records.read(place).study_file == record.study_file
     if code and not ours:
         raise UserError(

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 ROUNDING = 1e-6  # a magnitude of 1 after rounding of its parts
 
 
+SMALLEST = 11  # pixels on a side of an image: the window of SSIM
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one split.

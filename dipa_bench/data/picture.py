@@ -10,10 +10,8 @@ from torch import Tensor
 
 from dipa_bench.data.dicom import header
 from dipa_bench.data.folder import SUFFIXES, brought_to, read_images
-from dipa_bench.data.images import ImageRequest, stack
+from dipa_bench.data.images import SMALLEST, ImageRequest, stack
 from dipa_bench.errors import UserError
-
-SMALLEST = 11  # pixels on a side: the window of SSIM
 
 
 def read_picture(path: Path, side: int | None, color: bool) -> Tensor:

@@ -90,8 +90,13 @@ def _headings(board: pd.DataFrame) -> list[str]:
 
 def spread(row: pd.Series, name: str, spec: str) -> str:
     """``mean ± half the interval``, or the mean alone if there is no interval."""
-    half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
-    text = _number(row[name], spec)
+    return interval_text(row[name], row[f"{name}_low"], row[f"{name}_high"], spec)
+
+
+def interval_text(mean: float, low: float, high: float, spec: str) -> str:
+    """``mean ± half the interval``, or the mean alone if there is no interval."""
+    half = (high - low) / 2
+    text = _number(mean, spec)
     return text if math.isnan(half) else f"{text} ± {_number(half, spec.lstrip('+'))}"
 
 

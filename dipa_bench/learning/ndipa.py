@@ -7,17 +7,7 @@ from dataclasses import replace
 from dipa_bench.learning.distillation import DISTILLED
 from dipa_bench.methods import Method
 from dipa_bench.preconditioners import OperatorSpec
-from dipa_bench.preconditioners.networks import (
-    attention,
-    chosen,
-    cnn,
-    convnext,
-    indiunet,
-    mlp,
-    multiscale,
-    unet,
-    vit,
-)
+from dipa_bench.preconditioners.networks import SPECS, chosen
 
 
 def _ndipa(operator: OperatorSpec, name: str, title: str) -> Method:
@@ -31,11 +21,4 @@ def _fixed(operator: OperatorSpec) -> Method:
 
 
 ANY = _ndipa(chosen.SPEC, "ndipa", "N-DIPA, architecture searched")
-MLP = _fixed(mlp.SPEC)
-CNN = _fixed(cnn.SPEC)
-CNN_ATTENTION = _fixed(attention.SPEC)
-UNET = _fixed(unet.SPEC)
-MULTISCALE = _fixed(multiscale.SPEC)
-INDIUNET = _fixed(indiunet.SPEC)
-VIT = _fixed(vit.SPEC)
-CONVNEXT = _fixed(convnext.SPEC)
+MLP, CNN, CNN_ATTENTION, UNET, MULTISCALE, INDIUNET, VIT, CONVNEXT = map(_fixed, SPECS)

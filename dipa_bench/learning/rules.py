@@ -111,8 +111,7 @@ def cell(operator: OperatorSpec, rule: RuleSpec) -> Method:
             raise UserError(reason)
 
         def make(copies: int) -> Learned:
-            with torch.random.fork_rng(devices=()):
-                torch.manual_seed(context.seed)
+            with context.drawing():
                 made = operator.build(task.shape, structure(parameters), copies)
             return made.to(task.device, task.dtype)
 

@@ -51,7 +51,7 @@ def keep_run(
     """
     evaluation.image_table(number).to_parquet(place / "images.parquet", index=False)
     evaluation.curve_table(number).to_parquet(place / "curves.parquet", index=False)
-    state = _state(reconstructor)
+    state = state_of(reconstructor)
     if state:
         plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         save_file(plain, place / "operator.safetensors")
@@ -66,10 +66,11 @@ def keep_run(
 
 def count_parameters(reconstructor: Reconstructor) -> int:
     """Numbers in what was fitted: its parameters and fitted buffers."""
-    return sum(part.numel() for part in _state(reconstructor).values())
+    return sum(part.numel() for part in state_of(reconstructor).values())
 
 
-def _state(reconstructor: Reconstructor) -> dict[str, Tensor]:
+def state_of(reconstructor: Reconstructor) -> dict[str, Tensor]:
+    """The numbers that a fit made; none where there is nothing to store."""
     module = fitted_module(reconstructor)
     return {} if module is None else module.state_dict()
 

@@ -11,6 +11,7 @@ import torch
 from dipa_bench import digests
 from dipa_bench.errors import UserError, brief
 from dipa_bench.learning.teachers import TeacherCache
+from dipa_bench.search.journal import trial_folder
 from dipa_bench.search.problem import build_task
 from dipa_bench.search.runs import Row, Workbench, run_seed, run_trial
 from dipa_bench.search.study_file import StudyFile
@@ -130,6 +131,16 @@ def _paired(
         for epoch, value in record.series.get("val/psnr_by_epoch", []):
             pairs[f"val/psnr at epoch {epoch}"] = (value, later.get(epoch))
     return pairs
+
+
+def name_of(record: RunRecord) -> str:
+    """What `find` takes for the folder of a record: ``study/method[/trial-0003]``."""
+    inside = {
+        "method": "",
+        "trial": f"/{trial_folder(Path(), record.number).name}",
+        "seed": f"/seed-{record.number}",
+    }
+    return f"{record.study}/{record.method}{inside[record.kind]}"
 
 
 def find(run: str, root: Path) -> Path | None:

@@ -20,12 +20,11 @@ from dipa_bench.methods import FitContext, Method, Reconstructor, SolverOnly
 from dipa_bench.parameters import Value, build
 from dipa_bench.preconditioners import Identity, Preconditioner
 from dipa_bench.search import rerun
-from dipa_bench.search.journal import trial_folder
 from dipa_bench.search.problem import build_task
 from dipa_bench.search.runs import Row, Workbench, budget_of
 from dipa_bench.search.study import STUDY
 from dipa_bench.search.study_file import MethodSpec, StudyFile
-from dipa_bench.tasks.base import Geometry, Task
+from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
@@ -172,10 +171,7 @@ def locate(run: str, root: Path, tracking_uri: str | None = None) -> Path:
         record = find_run(resolve_uri(tracking_uri, Path.cwd()), run)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
-    inside = "" if record.kind == "method" else f"/{record.kind}-{record.number}"
-    if record.kind == "trial":
-        inside = f"/{trial_folder(Path(), record.number).name}"
-    name = f"{record.study}/{record.method}{inside}"
+    name = rerun.name_of(record)
     place = rerun.find(name, root)
     if place is None or records.read(place).model_dump(
         include={"study_file", "params", "kind"}
@@ -240,8 +236,7 @@ def at_shape(run: LearnedRun, images: Splits) -> Workbench:
         return run.bench
     channels, height, width = images.shape
     run.task.prior.check(channels)
-    geometry = Geometry(images.shape, task.device, task.dtype, task.seed)
-    operators = task.spec.operators(task.options, geometry)
+    moved = task.remade(images=images)
     if run.record.params.get("solve.start") == "lmmse":
         if height != width:
             raise UserError(
@@ -250,7 +245,7 @@ def at_shape(run: LearnedRun, images: Splits) -> Workbench:
             )
         problem = run.study.problem.model_copy(update={"size": height})
         images = build_task(run.study.task, problem, seed=run.study.seed).images
-    moved = replace(task, operators=operators, images=images)
+        moved = replace(moved, images=images)
     return replace(run.bench, task=moved)
 
 

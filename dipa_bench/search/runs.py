@@ -25,10 +25,10 @@ from dipa_bench.errors import Diverged, Pruned, UserError, brief
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
-from dipa_bench.methods import Budget, FitContext, Method, Progress, fitted_module, relative
+from dipa_bench.methods import Budget, FitContext, Method, Progress, relative
 from dipa_bench.parameters import Value
 from dipa_bench.search import shifts
-from dipa_bench.search.kept import count_parameters, curves_of, keep_run, notes_of
+from dipa_bench.search.kept import count_parameters, curves_of, keep_run, notes_of, state_of
 from dipa_bench.search.sampling import distribution, sobol_point
 from dipa_bench.search.study_file import BudgetSpec, MethodSpec, StudyFile
 from dipa_bench.tasks.base import Task
@@ -362,8 +362,7 @@ def _fit_and_measure(
     if final:
         context.notes |= keep_run(place, record.number, row.method, reconstructor, found, task)
         if bench.study.shifts:
-            module = fitted_module(reconstructor)
-            state = {} if module is None else module.state_dict()
+            state = state_of(reconstructor)
             scores = shifts.score(
                 row.method, bench.shifted, values, state, images, found, record.number, context
             )

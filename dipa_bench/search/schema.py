@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dipa_bench.data.images import SMALLEST
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.parameters import Value, first_problem
 
@@ -30,7 +31,7 @@ class Problem(Strict):
     dataset: str | None = Field(None, description="a registered dataset, NAME or NAME:PATH")
     data_root: str | None = Field(None, description="where data lies for names without a path")
     color: bool = False
-    size: Annotated[int, Field(ge=11, le=1024)] = 32  # what the window of SSIM needs
+    size: Annotated[int, Field(ge=SMALLEST, le=1024)] = 32
     prior: str = Field("dncnn-small", description="registered, module:function or weights file")
     complex_prior: Literal["magnitude", "channels", "real"] = Field(
         "magnitude", description="what the prior denoises of complex images"

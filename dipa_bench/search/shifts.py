@@ -16,7 +16,7 @@ from dipa_bench.evaluation.generalisation import MATCHED
 from dipa_bench.methods import FitContext, Method
 from dipa_bench.parameters import build
 from dipa_bench.search.schema import Shift
-from dipa_bench.tasks.base import Geometry, Task
+from dipa_bench.tasks.base import Task
 
 
 def shifted(task: Task, shift: Shift) -> Task:
@@ -27,9 +27,7 @@ def shifted(task: Task, shift: Shift) -> Task:
     """
     changes: dict[str, Any] = {}
     if shift.options:
-        options = build(task.spec.options, task.options.model_dump() | shift.options)
-        geometry = Geometry(task.shape, task.device, task.dtype, task.seed)
-        changes |= {"options": options, "operators": task.spec.operators(options, geometry)}
+        task = task.remade(build(task.spec.options, task.options.model_dump() | shift.options))
     if shift.noise is not None:
         changes |= {"noise": shift.noise, "test_noise": None}
     if shift.iterations is not None:

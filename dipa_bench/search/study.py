@@ -216,7 +216,8 @@ def _search(bench: Workbench, row: Row, folder: Path, observer: Observer) -> lis
         conditions=row.conditions(task),
         admits=partial(row.admits, task),
     )
-    study = journal.open_study(folder, distributions, sampler, aims_of(bench.study))
+    aims = aims_of(bench.study)
+    study = journal.open_study(folder, distributions, sampler, aims)
     ended = _counted(folder)
     observer.method(row.name, wanted, len(ended))
     for index in range(wanted):
@@ -230,7 +231,7 @@ def _search(bench: Workbench, row: Row, folder: Path, observer: Observer) -> lis
         record = record.model_copy(
             update={"params": params, "notes": record.notes | {"index": index}}
         )
-        ended[index] = _run_trial(bench, row, study, trial, record, folder, observer)
+        ended[index] = _run_trial(bench, row, study, aims, trial, record, folder, observer)
     return [ended[index] for index in range(wanted)]
 
 
@@ -254,12 +255,13 @@ def _run_trial(
     bench: Workbench,
     row: Row,
     study: optuna.Study,
+    aims: journal.Aims,
     trial: optuna.Trial,
     record: RunRecord,
     folder: Path,
     observer: Observer,
 ) -> RunRecord:
-    aims, best = aims_of(bench.study), -math.inf
+    best = -math.inf
 
     def report(step: int, value: float) -> None:
         nonlocal best

@@ -206,6 +206,17 @@ class Task:
             return self
         return replace(self, noise=self.test_noise, test_noise=None)
 
+    def remade(self, options: Parameters | None = None, images: Splits | None = None) -> Task:
+        """The task with other options, or for images of another shape: its operators made anew.
+
+        Raises:
+            UserError: options and shape do not go together.
+        """
+        options, images = options or self.options, images or self.images
+        geometry = Geometry(images.shape, self.device, self.dtype, self.seed)
+        operators = self.spec.operators(options, geometry)
+        return replace(self, options=options, images=images, operators=operators)
+
     def pixels(self, images: ImageSet) -> Tensor:
         """The images on the task's device and in its dtype, N x C x H x W."""
         return images.pixels.to(self.device, self.dtype)

@@ -95,6 +95,23 @@ def furnish(empty_database: Path) -> Callable[[Path], Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def run_there() -> Callable[..., None]:
+    """Runs commands that succeed in a folder, for what several tests share."""
+
+    def run(folder: Path, *commands: list[str]) -> None:
+        sys.modules.pop("den", None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for command in commands:
+                patch.setattr(sys, "argv", ["dipa-bench", *command])
+                with pytest.raises(SystemExit) as caught:
+                    main()
+                assert not caught.value.code
+
+    return run
+
+
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furnish) -> Path:
     """An empty working folder with a prior of its own and an empty store."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from skimage.metrics import peak_signal_noise_ratio
 from skimage.transform import resize
 
 import dipa_bench
-from dipa_bench.cli.main import main
 from dipa_bench.data.images import ImageSet, square
 from dipa_bench.data.picture import read_picture
 from dipa_bench.errors import UserError
@@ -39,24 +37,17 @@ ROWS = ["convolution+supervised", "identity"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, furnish: Callable[[Path], Path], small: list[str]) -> Path:
+def finished(
+    tmp_path_factory, furnish: Callable[[Path], Path], small: list[str], run_there
+) -> Path:
     """A folder with small finished studies, made once."""
-    folder = furnish(tmp_path_factory.mktemp("finished"))
-    before, arguments = Path.cwd(), sys.argv
-    sys.modules.pop("den", None)
-    os.chdir(folder)
-    try:
-        for name, (task, methods, sets) in STUDIES.items():
-            more = [part for text in (*sets, "solve.start=adjoint") for part in ("--set", text)]
-            command = ["study", *small, "--methods", methods, "--trials", "1", "--name", name]
-            command[command.index("sr")] = task
-            sys.argv = ["dipa-bench", *command, *more]
-            with pytest.raises(SystemExit) as caught:
-                main()
-            assert not caught.value.code
-    finally:
-        os.chdir(before)
-        sys.argv = arguments
+    folder, commands = furnish(tmp_path_factory.mktemp("finished")), []
+    for name, (task, methods, sets) in STUDIES.items():
+        more = [part for text in (*sets, "solve.start=adjoint") for part in ("--set", text)]
+        command = ["study", *small, "--methods", methods, "--trials", "1", "--name", name]
+        command[command.index("sr")] = task
+        commands.append([*command, *more])
+    run_there(folder, *commands)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,27 +11,18 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from dipa_bench.cli.main import main
 from dipa_bench.tracking import records
 from dipa_bench.tracking.wording import experiment_name
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, furnish: Callable[[Path], Path], small: list[str]) -> Path:
+def finished(
+    tmp_path_factory, furnish: Callable[[Path], Path], small: list[str], run_there
+) -> Path:
     """A folder with a finished study, made once."""
     folder = furnish(tmp_path_factory.mktemp("finished"))
-    before, arguments = Path.cwd(), sys.argv
-    sys.modules.pop("den", None)
-    os.chdir(folder)
-    sys.argv = ["dipa-bench", "study", *small, "--methods", "identity,ldipa", "--trials", "2"]
-    sys.argv += ["--name", "one"]
-    try:
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert not caught.value.code
-    finally:
-        os.chdir(before)
-        sys.argv = arguments
+    options = ["--methods", "identity,ldipa", "--trials", "2", "--name", "one"]
+    run_there(folder, ["study", *small, *options])
     return folder
 
 

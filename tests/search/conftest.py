@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from skimage.io import imsave
 
 from dipa_bench import registry
 from dipa_bench.methods import Method, SolverOnly
@@ -15,6 +17,7 @@ from dipa_bench.parameters import Parameters
 from dipa_bench.preconditioners import Identity
 from dipa_bench.search import study_file
 from dipa_bench.search.observer import Observer
+from dipa_bench.search.problem import build_task
 from dipa_bench.search.runs import Row, Workbench
 from dipa_bench.search.study import open_bench, run_row
 from dipa_bench.search.study_file import StudyFile
@@ -85,7 +88,25 @@ def search(study: StudyFile, root: Path, row: str, observer: Observer | None = N
     return run_row(place, Row.of(study, row), observer or Ears())
 
 
+def kept(place: Path, rows: dict[str, Any], budget: dict[str, int], **problem: Any) -> Path:
+    """The results folder of a study `kept` on twenty pictures, every row of it finished."""
+    images = place / "images"
+    images.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(20):
+        picture = np.kron(generator.random((4, 4)), np.ones((4, 4)))
+        path = images / f"{index:02d}.png"
+        imsave(path, (255 * picture).astype(np.uint8), check_contrast=False)
+    problem |= {"dataset": f"folder:{images}", "size": 16, "iterations": 3, "noise": 0.01}
+    study = resolved(rows, name="kept", budget=budget, raw={"problem": problem})
+    task = build_task(study.task, study.problem, seed=study.seed)
+    bench = open_bench(study, place / "mlruns", task)
+    for row in rows:
+        assert run_row(bench, Row.of(study, row), Observer()).state == "finished"
+    return place / "mlruns"
+
+
 @pytest.fixture(scope="session")
 def lab() -> SimpleNamespace:
     """What the tests of this folder build studies with."""
-    return SimpleNamespace(resolved=resolved, bench=bench, search=search, Ears=Ears)
+    return SimpleNamespace(resolved=resolved, bench=bench, search=search, kept=kept, Ears=Ears)

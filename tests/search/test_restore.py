@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from skimage.io import imsave
 
 import dipa_bench
 from dipa_bench.data.images import ImageSet, Splits
@@ -22,10 +20,6 @@ from dipa_bench.errors import UserError
 from dipa_bench.evaluation.evaluate import evaluate
 from dipa_bench.preconditioners import Dense, Identity, Scalar
 from dipa_bench.search import restore
-from dipa_bench.search.observer import Observer
-from dipa_bench.search.problem import build_task
-from dipa_bench.search.runs import Row
-from dipa_bench.search.study import open_bench, run_row
 from dipa_bench.tracking import records
 
 ROWS = {
@@ -44,27 +38,8 @@ ROWS = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, lab: SimpleNamespace) -> Path:
     """The results folder of a study with learned and analytic rows, made once."""
-    place = tmp_path_factory.mktemp("restore")
-    (place / "images").mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(20):
-        picture = np.kron(generator.random((4, 4)), np.ones((4, 4)))
-        path = place / "images" / f"{index:02d}.png"
-        imsave(path, (255 * picture).astype(np.uint8), check_contrast=False)
-    problem = {
-        "dataset": f"folder:{place / 'images'}",
-        "size": 16,
-        "iterations": 3,
-        "noise": 0.01,
-        "test_noise": 0.02,
-    }
     budget = {"trials": 1, "train_images": 6}
-    study = lab.resolved(ROWS, name="kept", budget=budget, raw={"problem": problem})
-    task = build_task(study.task, study.problem, seed=study.seed)
-    bench = open_bench(study, place / "mlruns", task)
-    for row in ROWS:
-        assert run_row(bench, Row.of(study, row), Observer()).state == "finished"
-    return place / "mlruns"
+    return lab.kept(tmp_path_factory.mktemp("restore"), ROWS, budget, test_noise=0.02)
 
 
 @pytest.fixture

@@ -9,21 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from skimage.io import imsave
 
 import dipa_bench
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation import statistics
 from dipa_bench.search import restore, transfer
-from dipa_bench.search.observer import Observer
-from dipa_bench.search.problem import build_task
 from dipa_bench.search.restore import LearnedRun
-from dipa_bench.search.runs import Row
-from dipa_bench.search.study import TEST_READS, open_bench, run_row
+from dipa_bench.search.study import TEST_READS
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tracking import records
 
@@ -41,24 +36,8 @@ ROWS = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, lab: SimpleNamespace) -> Path:
     """The results folder of a study, made once."""
-    place = tmp_path_factory.mktemp("transfer")
-    (place / "images").mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(20):
-        picture = np.kron(generator.random((4, 4)), np.ones((4, 4)))
-        path = place / "images" / f"{index:02d}.png"
-        imsave(path, (255 * picture).astype(np.uint8), check_contrast=False)
-    problem = {"dataset": f"folder:{place / 'images'}", "size": 16, "iterations": 3, "noise": 0.01}
-    problem["test_noise"] = 0.03
-    study = lab.resolved(
-        ROWS, name="kept", budget={"trials": 2, "train_images": 6}, raw={"problem": problem}
-    )
-    bench = open_bench(
-        study, place / "mlruns", build_task(study.task, study.problem, seed=study.seed)
-    )
-    for row in ROWS:
-        assert run_row(bench, Row.of(study, row), Observer()).state == "finished"
-    return place / "mlruns"
+    budget = {"trials": 2, "train_images": 6}
+    return lab.kept(tmp_path_factory.mktemp("transfer"), ROWS, budget, test_noise=0.03)
 
 
 @pytest.fixture

@@ -157,6 +157,22 @@ class Network(Learned):
         return self.numbers() > dense_numbers(shape)
 
 
+class Chain(Network):
+    """A first layer, blocks that are told the iteration, and the last layer.
+
+    A subclass sets `first` and `last`, and `blocks`: (hidden, embedded) -> hidden.
+    """
+
+    first: nn.Module
+    blocks: nn.ModuleList
+
+    def body(self, scaled: Tensor, embedded: Tensor | None) -> Tensor:
+        hidden = self.first(scaled)
+        for block in self.blocks:
+            hidden = block(hidden, embedded)
+        return self.last(hidden)
+
+
 def dense_numbers(shape: Shape) -> int:
     """Numbers of one H W x H W matrix."""
     return (shape[1] * shape[2]) ** 2

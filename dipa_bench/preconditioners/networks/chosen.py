@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from dipa_bench.parameters import Parameters, Search, When, build
+from dipa_bench.parameters import Parameters, Search, Value, When, build
 from dipa_bench.preconditioners.base import Shape
 from dipa_bench.preconditioners.networks import SPECS
-from dipa_bench.preconditioners.networks.base import Network, NetworkParameters
+from dipa_bench.preconditioners.networks.base import PAPER, Network, NetworkParameters
 from dipa_bench.preconditioners.spec import OperatorSpec
 
 BY_NAME = {spec.name: spec for spec in SPECS}
@@ -71,19 +71,22 @@ def _build(shape: Shape, parameters: Any, copies: int) -> Network:
     return BY_NAME[parameters.architecture].build(shape, structure(parameters), copies)
 
 
+def _published(architecture: str) -> dict[str, Value]:
+    """What was published of an architecture, under the names that it has here."""
+    named = {
+        name if name in NetworkParameters.model_fields else f"{branch(architecture)}.{name}": value
+        for name, value in BY_NAME[architecture].published.items()
+    }
+    return {"architecture": architecture} | named
+
+
 SPEC = OperatorSpec(
     name="network",
     title="Network",
     summary="a network of gradient and iteration, its architecture searched",
     build=_build,
     parameters=_parameters(),
-    paper="DIPA, arXiv 2605.15456",
+    paper=PAPER,
     linear=False,
-    published={
-        "architecture": "convnext",
-        "normalise": "none",
-        "convnext.width": 128,
-        "convnext.depth": 5,
-        "convnext.kernel": 7,
-    },
+    published=_published("convnext"),
 )

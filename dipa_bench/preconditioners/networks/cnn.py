@@ -11,7 +11,7 @@ from dipa_bench.parameters import Search
 from dipa_bench.preconditioners.base import Shape
 from dipa_bench.preconditioners.networks.base import (
     PAPER,
-    Network,
+    Chain,
     NetworkParameters,
     zeroed,
 )
@@ -31,7 +31,7 @@ class CNNParameters(NetworkParameters):
     ] = 3
 
 
-class CNN(Network):
+class CNN(Chain):
     """conv -> blocks h + gate(GELU(conv h + embedded iteration)) -> conv.
 
     The blocks are residual, so that deep networks train without a normalisation.
@@ -50,12 +50,6 @@ class CNN(Network):
     def gate(self, parameters: CNNParameters) -> nn.Module:
         """What the features of one block go through before they are added; here nothing."""
         return nn.Identity()
-
-    def body(self, scaled: Tensor, embedded: Tensor | None) -> Tensor:
-        hidden = self.first(scaled)
-        for block in self.blocks:
-            hidden = block(hidden, embedded)
-        return self.last(hidden)
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ from dipa_bench.parameters import Search
 from dipa_bench.preconditioners.base import Shape
 from dipa_bench.preconditioners.networks.base import (
     PAPER,
-    Network,
+    Chain,
     NetworkParameters,
     zeroed,
 )
@@ -32,7 +32,7 @@ class MultiScaleParameters(NetworkParameters):
     ] = 3
 
 
-class MultiScale(Network):
+class MultiScale(Chain):
     """3x3 conv -> blocks of parallel kernels (after Li et al. 2018) -> 3x3 conv."""
 
     def __init__(self, shape: Shape, parameters: MultiScaleParameters, copies: int = 1) -> None:
@@ -43,12 +43,6 @@ class MultiScale(Network):
             Block(width, parameters.branches, self.embedding) for _ in range(parameters.depth)
         )
         self.last = zeroed(nn.Conv2d(width, self.channels, 3, padding=1))
-
-    def body(self, scaled: Tensor, embedded: Tensor | None) -> Tensor:
-        hidden = self.first(scaled)
-        for block in self.blocks:
-            hidden = block(hidden, embedded)
-        return self.last(hidden)
 
 
 class Block(nn.Module):
