@@ -174,3 +174,25 @@ def test_a_name_with_a_slash_is_one_folder(tmp_path: Path, lab, register) -> Non
         lab.resolved({"kin/../two": {"method": "identity"}})
     shutil.rmtree(folder)
     assert math.isfinite(found.metrics["test/psnr"])
+
+
+def test_a_lost_journal_comes_back_with_what_was_reported(tmp_path: Path, lab, register) -> None:
+    """Rungs compare reported values: the best up to each epoch, the untrained one aside."""
+
+    def fit(task, values, context) -> Iterative:
+        context.series["val/psnr_by_epoch"] = curve = [(0, 99.0)]
+        for epoch in range(1, context.budget.epochs + 1):
+            curve.append((epoch, values.quality + 0.1 * (-1) ** epoch))
+            context.report(*curve[-1])
+        return context.reconstructor(task, values.solve, Identity())
+
+    register("ruled", fit, Ruled)
+    study = lab.resolved(["ruled"], trials=9, budget={"epochs": EPOCHS, "rungs": 3})
+    lab.search(study, tmp_path, "ruled")
+    bench = lab.bench(study, tmp_path)
+    before = [trial.intermediate_values for trial in opened(tmp_path, "ruled", study, bench).trials]
+    assert {len(values) for values in before} >= {2, EPOCHS}
+    assert list(before[0].values()) == sorted(before[0].values())
+    (study_folder(tmp_path, "small") / "ruled" / journal.JOURNAL).write_text("garbage\n")
+    after = opened(tmp_path, "ruled", study, bench).trials
+    assert [trial.intermediate_values for trial in after] == before
