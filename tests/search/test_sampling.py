@@ -1,4 +1,4 @@
-"""What a trial tries: known points, Sobol, TPE; the same again after any interruption."""
+"""What a trial tries: known points, Sobol, then a model; the same after any interruption."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from scipy.stats.qmc import Sobol
 
 from dipa_bench import digests
+from dipa_bench.methods import relative
 from dipa_bench.parameters import When
 from dipa_bench.search import journal, sampling
-from dipa_bench.search.runs import Row, relative
+from dipa_bench.search.row import Row
 from dipa_bench.search.sampling import NumberedSampler, ask, sobol_point
 from dipa_bench.search.study import study_folder
 from dipa_bench.testing import small_task
@@ -30,14 +31,19 @@ SPACE = {
 }
 
 
+def begun(study: optuna.Study, index: int, space=SPACE) -> optuna.Trial:
+    """A trial of that index, whatever its number."""
+    study.enqueue_trial({}, user_attrs={"index": index})
+    return ask(study, space)
+
+
 def draws(count: int, seed: int = 1, space=SPACE, known=(), value=None) -> list[dict]:
     """Parameters of the first `count` trials of a fresh in-memory search."""
     sampler = NumberedSampler(space, seed, known)
     study = optuna.create_study(sampler=sampler, direction="maximize")
     found = []
     for index in range(count):
-        sampler.index = index
-        trial = study.ask(space)
+        trial = begun(study, index, space)
         found.append(trial.params)
         study.tell(trial, value(trial.params) if value else float(index))
     return found
@@ -73,6 +79,16 @@ def test_a_space_without_freedom(space) -> None:
     assert draws(18, space=space) == [{name: 0.5 for name in space}] * 18
 
 
+@pytest.mark.parametrize("kind", sampling.KINDS)
+def test_the_index_counts_and_not_the_order(kind: str) -> None:
+    """Trials that were numbered otherwise get the draws of their index, at the start-up."""
+    study = optuna.create_study(sampler=NumberedSampler(SPACE, 1, kind=kind))
+    found = {index: begun(study, index).params for index in (9, 3, 15, 0)}
+    other = optuna.create_study(sampler=NumberedSampler(SPACE, 1, kind=kind))
+    plain = [ask(other, SPACE).params for _ in range(16)]  # without an index: by number
+    assert all(found[index] == plain[index] for index in found)
+
+
 def test_draws_depend_on_seed_and_index_alone() -> None:
     assert draws(6, seed=1) == draws(12, seed=1)[:6]
     assert draws(6, seed=1)[0] != draws(6, seed=2)[0]
@@ -91,7 +107,7 @@ def test_tpe_takes_over_and_goes_where_it_was_good() -> None:
     def bowl(params: dict) -> float:
         return -((params["a"] - 1) ** 2)
 
-    count = sampling.TPE_FROM + 8
+    count = sampling.STARTUP + 8
     found = draws(count, value=bowl)
     assert found == draws(count, value=bowl)
     assert found[:16] == [sobol_point(SPACE, index, 1) for index in range(16)]
@@ -106,8 +122,7 @@ def test_tpe_works_where_nothing_ever_finished() -> None:
     sampler = NumberedSampler(SPACE, 1)
     study = optuna.create_study(sampler=sampler, direction="maximize")
     for index in range(18):
-        sampler.index = index
-        study.tell(study.ask(SPACE), state=optuna.trial.TrialState.FAIL)
+        study.tell(begun(study, index), state=optuna.trial.TrialState.FAIL)
     assert len(study.trials) == 18
 
 
@@ -284,14 +299,12 @@ def branched(count: int, value, admits=lambda draw: True, known=(), restart_at=N
     def make() -> NumberedSampler:
         return NumberedSampler(BRANCHES, 3, known, conditions=CONDITIONS, admits=admits)
 
-    sampler, found = make(), []
-    study = optuna.create_study(sampler=sampler, direction="maximize")
+    found: list[dict] = []
+    study = optuna.create_study(sampler=make(), direction="maximize")
     for index in range(count):
         if index == restart_at:
-            sampler = make()
-            study.sampler = sampler
-        sampler.index = index
-        trial = ask(study, BRANCHES)
+            study.sampler = make()
+        trial = begun(study, index, BRANCHES)
         found.append(trial.params)
         study.tell(trial, value(trial.params))
     return found
