@@ -111,6 +111,7 @@ METHOD = Method(
     fixed_point="as without P, beyond K iterations; until then re-weighted anew in every iteration",
     cost="as `hessian`: 3 operator calls, 1 denoiser call in closed form; as `hessian`",
     parameters=BackProjectionParameters,
+    solver_free=True,
     fit=fit,
     published=published,
 )

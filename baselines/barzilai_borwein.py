@@ -113,6 +113,7 @@ METHOD = Method(
     fixed_point="none in common: every step length weighs the data term anew",
     cost="2 operator calls, 1 denoiser call",
     parameters=BarzilaiBorweinParameters,
+    solver_free=True,
     fit=fit,
     published=published,
 )

@@ -164,6 +164,7 @@ METHOD = Method(
     ),
     parameters=HessianParameters,
     stochastic=True,
+    solver_free=True,
     fit=fit,
     published=published,
 )

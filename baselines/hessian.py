@@ -151,6 +151,7 @@ METHOD = Method(
         "conjugate gradients); without the closed form one such solve"
     ),
     parameters=HessianParameters,
+    solver_free=True,
     fit=fit,
     published=published,
 )

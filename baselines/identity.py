@@ -69,6 +69,7 @@ METHOD = Method(
     fixed_point=FIXED_POINT,
     cost=COST,
     parameters=SolverOnly,
+    solver_free=True,
     fit=fit,
 )
 
@@ -81,6 +82,7 @@ FROM_LMMSE = Method(
     fixed_point=FIXED_POINT,
     cost=COST,
     parameters=LMMSEIdentityParameters,
+    solver_free=True,
     fit=fit,
     published=published_from_lmmse,
     skip=without_map,

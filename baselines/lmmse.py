@@ -171,6 +171,7 @@ METHOD = Method(
         "more for each of at most 100 conjugate gradients)"
     ),
     parameters=LMMSEPreconditionerParameters,
+    solver_free=True,
     fit=fit_preconditioner,
     published=published_preconditioner,
 )

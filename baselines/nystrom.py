@@ -161,6 +161,7 @@ METHOD = Method(
     ),
     parameters=NystromParameters,
     stochastic=True,
+    solver_free=True,
     fit=fit,
     published=published,
 )

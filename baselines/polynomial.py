@@ -207,6 +207,7 @@ METHOD = Method(
         "bound on P A^T A has no closed form"
     ),
     parameters=PolynomialParameters,
+    solver_free=True,
     fit=fit,
     published=published,
 )

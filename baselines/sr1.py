@@ -137,6 +137,7 @@ METHOD = Method(
     fixed_point="none in common: P weighs the data term anew in every iteration",
     cost="2 operator calls, 1 denoiser call",
     parameters=SR1Parameters,
+    solver_free=True,
     fit=fit,
     published=published,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,11 @@ from dipa_bench.errors import UserError
 from dipa_bench.learning.lmmse import LMMSE
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Parameters, Search, Value
-from dipa_bench.preconditioners import Preconditioner
+from dipa_bench.preconditioners import Preconditioner, State
+from dipa_bench.preconditioners.grouped import grouped
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers import SolveParameters, Solver, Trajectory, build_solver
+from dipa_bench.solvers.joined import join, joinable
 from dipa_bench.tasks.base import Task
 
 
@@ -71,6 +73,79 @@ class Iterative:
         return self.solver.run(
             measurement, physics, self.preconditioner, record=record, reference=reference
         )
+
+
+@dataclass(frozen=True)
+class Together:
+    """Reconstructors of one task that run as one batch.
+
+    Attributes:
+        members: G of them, with solvers that can be joined.
+    """
+
+    members: tuple[Iterative, ...]
+
+    def run(
+        self,
+        measurement: Tensor,
+        physics: LinearPhysics,
+        *,
+        record: bool = False,
+        reference: Tensor | None = None,
+    ) -> list[Trajectory]:
+        """What each member makes of the same measurements, in one batch of G B images.
+
+        Args:
+            measurement: y, B x ...
+            physics: A.
+            record: whether to keep per-image curves.
+            reference: true images for the curves' error, B x C x H x W.
+
+        Returns:
+            G trajectories, each with its own member's costs.
+        """
+        solvers = [each.solver for each in self.members]
+        operators = [each.preconditioner for each in self.members]
+        starts = zip(solvers, operators, strict=True)
+        first = torch.cat([each.start(measurement, physics, p).iterate for each, p in starts])
+        groups = len(solvers)
+        repeated = measurement.repeat(groups, *[1] * (measurement.dim() - 1))
+        if reference is not None:
+            reference = reference.repeat(groups, 1, 1, 1)
+        run = join(solvers, first).follow(
+            State(0, first, first, repeated, physics),
+            grouped(operators),
+            record=record,
+            reference=reference,
+        )
+        curves = [None] * groups if run.curves is None else run.curves.split(len(measurement))
+        return [
+            Trajectory(
+                estimate,
+                operator_calls=each.solver.operator_calls(each.preconditioner),
+                denoiser_calls=run.denoiser_calls,
+                curves=part,
+            )
+            for each, estimate, part in zip(
+                self.members, run.estimate.split(len(measurement)), curves, strict=True
+            )
+        ]
+
+
+def together(reconstructors: Sequence[Reconstructor]) -> Together | None:
+    """Reconstructors fitted for one task as one batch; None where they cannot be joined.
+
+    That is so for direct maps, solvers of other kinds than the common iteration or of different
+    kinds, and priors that take no strength for each image (see `dipa_bench.solvers.joined`).
+
+    Args:
+        reconstructors: at least one.
+    """
+    if not all(type(each) is Iterative for each in reconstructors):
+        return None
+    if not joinable([each.solver for each in reconstructors]):
+        return None
+    return Together(tuple(reconstructors))
 
 
 @dataclass(frozen=True)
@@ -137,7 +212,8 @@ class FitContext:
         budget: of this fit.
         teachers: cached teacher reconstructions.
         lmmse: the affine LMMSE map of the training images, fitted once and shared.
-        report: call with (step, validation PSNR); raises `Pruned` when the search gives up.
+        report: call with (step, validation PSNR), step 0 being what a fit starts from; raises
+            `Pruned` when the search gives up.
         progress: told of every epoch.
         folder: where a long fit keeps the checkpoint from which it goes on; None keeps none.
         earlier: seconds that this fit took before it was interrupted.
@@ -217,6 +293,9 @@ class Method:
         fit: (task, parameters, context) -> Reconstructor. Deterministic given the context's seed.
         learned: whether fitting reads training images.
         stochastic: whether a fit depends on its seed; only then are winners refitted over seeds.
+        solver_free: whether the fit is `context.reconstructor(task, parameters.solve, P)` with a P
+            that depends on no parameter below `solve`; trials that change solver settings alone
+            then share one P (see `dipa_bench.reuse`).
         unrolled: whether fitting sends gradients through the prior, which must let them pass.
         paper: where it comes from.
         fixed_point: which fixed point its iterations keep, e.g. "as without P".
@@ -239,6 +318,7 @@ class Method:
     fit: Callable[[Task, Any, FitContext], Reconstructor]
     learned: bool = False
     stochastic: bool = False
+    solver_free: bool = False
     unrolled: bool = False
     paper: str = ""
     fixed_point: str = ""

@@ -1,6 +1,7 @@
 """Preconditioning operators: the interface, the identity and the learned linear ones."""
 
 from dipa_bench.preconditioners.base import Identity, Learned, Preconditioner, Shape, State
+from dipa_bench.preconditioners.grouped import Grouped
 from dipa_bench.preconditioners.linear import Convolution, Dense, LinearOperator, Pointwise, Scalar
 from dipa_bench.preconditioners.spec import OperatorSpec
 from dipa_bench.preconditioners.structured import (
@@ -15,6 +16,7 @@ __all__ = [
     "BlockCirculant",
     "Convolution",
     "Dense",
+    "Grouped",
     "HadamardDiagonal",
     "Identity",
     "Kronecker",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from deepinv.physics import LinearPhysics
@@ -14,9 +15,9 @@ from dipa_bench.errors import unknown
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers import momentum as momentum_rules
+from dipa_bench.solvers.number import Number
 from dipa_bench.solvers.trajectory import CURVES, Recorder, Trajectory
 
-Number = float | Tensor  # a number, or one per image as B x 1 x 1 x 1
 STARTS = ("adjoint", "zero", "preconditioned")  # or a function of the measurement
 
 
@@ -25,6 +26,13 @@ def descend(point: Tensor, direction: Tensor, step: Number) -> Tensor:
     if isinstance(step, Tensor):
         return torch.addcmul(point, direction, step, value=-1)
     return torch.sub(point, direction, alpha=step)
+
+
+def extrapolate(before: Tensor, latest: Tensor, momentum: Number) -> Tensor:
+    """latest + momentum * (latest - before), in one pass over memory; none for the number 0."""
+    if isinstance(momentum, Tensor) or momentum:
+        return torch.lerp(before, latest, 1 + momentum)
+    return latest
 
 
 class Solver(ABC):
@@ -42,11 +50,17 @@ class Solver(ABC):
         start: x_0 as ``adjoint`` (A^T y, as published), ``zero``, ``preconditioned``
             (alpha P A^T y: one preconditioned step from zero), or a function y -> x_0.
 
+    Attributes:
+        settings: names of the attributes that may be tensors with one value per image; a subclass
+            names its own beside these, so that solvers that differ in them alone can run as one
+            batch (`dipa_bench.solvers.joined`).
+
     Raises:
         UserError: a momentum or start that is not known.
     """
 
     denoiser_calls = 1  # per iteration
+    settings: ClassVar[tuple[str, ...]] = ("step_size", "strength")
 
     def __init__(
         self,
@@ -66,7 +80,7 @@ class Solver(ABC):
         self.step_size = step
         self.strength = strength
         self.iterations = iterations
-        self.momentum = momentum_rules.RULES[momentum]
+        self.momentum: momentum_rules.Rule = momentum_rules.RULES[momentum]
         self._start = start
 
     @abstractmethod
@@ -97,13 +111,11 @@ class Solver(ABC):
     def step(self, state: State, direction: Tensor) -> State:
         """The next iteration's state, its gradient not yet taken; the memory stays as it is."""
         iterate = self.update(state.point, direction)
-        momentum = self.momentum(state.iteration)
-        ahead = torch.lerp(state.iterate, iterate, 1 + momentum) if momentum else iterate
         return replace(
             state,
             iteration=state.iteration + 1,
             iterate=iterate,
-            point=ahead,
+            point=extrapolate(state.iterate, iterate, self.momentum(state.iteration)),
             previous_point=state.point,
             residual=None,
             gradient=None,
@@ -138,9 +150,20 @@ class Solver(ABC):
             record: whether to keep per-image curves: all, none, or some of `CURVES`.
             reference: true images for the curves' error, B x C x H x W.
         """
+        state = self.start(measurement, physics, preconditioner)
+        return self.follow(state, preconditioner, record=record, reference=reference)
+
+    def follow(
+        self,
+        state: State,
+        preconditioner: Preconditioner,
+        *,
+        record: bool | Collection[str] = False,
+        reference: Tensor | None = None,
+    ) -> Trajectory:
+        """The K iterations of `run` from the state at x_0; the start's operator calls count too."""
         wanted = CURVES if record is True else record
         recorder = Recorder(self.iterations, reference, wanted) if record else None
-        state = self.start(measurement, physics, preconditioner)
         for iteration in range(self.iterations):
             state = self.linearise(state)
             if recorder:
@@ -148,11 +171,15 @@ class Solver(ABC):
             state = self.advance(state, preconditioner)
         return Trajectory(
             state.iterate,
-            operator_calls=self.start_calls(preconditioner)
-            + self.iterations * (2 + preconditioner.operator_calls),
+            operator_calls=self.operator_calls(preconditioner),
             denoiser_calls=self.iterations * self.denoiser_calls,
             curves=recorder.finish(state) if recorder else None,
         )
+
+    def operator_calls(self, preconditioner: Preconditioner) -> int:
+        """Applications of A or A^T that `run` makes, each image counted as one run."""
+        each = 2 + preconditioner.operator_calls
+        return self.start_calls(preconditioner) + self.iterations * each
 
     def start_calls(self, preconditioner: Preconditioner) -> int:
         """Applications of A or A^T that `start` makes."""

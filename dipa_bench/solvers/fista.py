@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from dipa_bench.priors.base import Prior
-from dipa_bench.solvers.base import Number, Solver, descend
+from dipa_bench.solvers.base import Solver, descend
+from dipa_bench.solvers.number import Number
 
 
 class PnPFISTA(Solver):
@@ -23,6 +24,8 @@ class REDFISTA(Solver):
     Args:
         weight: lambda > 0, absolute.
     """
+
+    settings = (*Solver.settings, "weight")
 
     def __init__(self, prior: Prior, *, weight: Number, **options: Any) -> None:
         super().__init__(prior, **options)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
+
+from dipa_bench.solvers.number import Number, per_image
+
+Rule = Callable[[int], Number]
 OFFSET = 3  # the parameter a of both rules
 
 
@@ -25,8 +30,25 @@ def none(iteration: int) -> float:
     return 0.0
 
 
-RULES: dict[str, Callable[[int], float]] = {
+RULES: dict[str, Rule] = {
     "textbook": textbook,
     "published": published,
     "none": none,
 }
+
+
+def side_by_side(rules: Sequence[Rule], like: torch.Tensor) -> Rule:
+    """The rules of consecutive parts of a batch as one: k -> m_k of each image, B x 1 x 1 x 1.
+
+    Args:
+        rules: one for each of the parts, which are of one size; if all are the same, that one.
+        like: B x C x H x W images of the dtype and device at hand.
+    """
+    if all(rule is rules[0] for rule in rules):
+        return rules[0]
+    count = len(like) // len(rules)
+
+    def rule(iteration: int) -> Number:
+        return per_image([each(iteration) for each in rules], count, like)
+
+    return rule

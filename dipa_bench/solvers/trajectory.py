@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dipa_bench.data.signals import is_complex, magnitude
 from dipa_bench.preconditioners import State
+from dipa_bench.solvers.number import Number
 
 CURVES = ("mse", "residual", "step_norm")
 
@@ -29,6 +30,11 @@ class Curves:
     mse: Tensor
     residual: Tensor
     step_norm: Tensor
+
+    def split(self, count: int) -> list[Curves]:
+        """Those of consecutive parts of the batch, `count` images each."""
+        parts = (curve.split(count, dim=1) for curve in (self.mse, self.residual, self.step_norm))
+        return [Curves(*part) for part in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Recorder:
         self._wanted = frozenset(wanted)
         self._norms: Tensor | None = None
 
-    def observe(self, state: State, momentum: float) -> None:
+    def observe(self, state: State, momentum: Number) -> None:
         """Records x_k from a state whose residual was taken.
 
         Args:
@@ -81,7 +87,10 @@ class Recorder:
         residual = None
         if "residual" in self._wanted:
             residual = state.residual.detach()
-            if momentum:
+            if isinstance(momentum, Tensor):  # one per image, as B x 1 x 1 x 1
+                share = (momentum / (1 + momentum)).view(-1, *[1] * (residual.dim() - 1))
+                residual = torch.lerp(residual, self._residual, share.to(residual.dtype))
+            elif momentum:
                 residual = torch.lerp(residual, self._residual, momentum / (1 + momentum))
         self._write(state.iteration, state.iterate.detach(), residual)
 
