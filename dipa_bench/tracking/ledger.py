@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dipa_bench.tracking.files import first_wins, write_json
-from dipa_bench.tracking.records import RECORD, RunRecord
+from dipa_bench.tracking.records import RECORD, RunRecord, children
 
 SENT = "mlflow.json"
 IDENTITY = ".identity"
@@ -53,6 +53,12 @@ def read_note(folder: Path) -> dict[str, Any] | None:
 def write_note(folder: Path, note: dict[str, Any]) -> None:
     """Puts into ``mlflow.json`` what was sent and where it went."""
     write_json(folder / SENT, note)
+
+
+def forget(folder: Path) -> None:
+    """Drops the notes of a method's run and its children: the store is asked what it has."""
+    for place in (folder, *children(folder)):
+        (place / SENT).unlink(missing_ok=True)
 
 
 def identity(folder: Path, record: RunRecord) -> str:

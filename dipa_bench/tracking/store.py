@@ -235,12 +235,13 @@ class Store:
             self._client.set_terminated(run_id, status=status, end_time=end)
 
 
-def sync(root: Path, uri: str) -> SyncReport:
+def sync(root: Path, uri: str, rebuild: bool = False) -> SyncReport:
     """Sends every run below a results folder that the store does not have as it is now.
 
     Args:
         root: the results folder (``mlruns/``).
         uri: a resolved address.
+        rebuild: send all, whatever was noted as sent; runs that the store has are recognised.
 
     Returns:
         What was sent, was there already, or failed; damaged records do not stop the others.
@@ -250,6 +251,8 @@ def sync(root: Path, uri: str) -> SyncReport:
     """
     store, report = Store(uri), SyncReport()
     for folder in records.method_folders(root):
+        if rebuild:
+            ledger.forget(folder)
         try:
             report += store.send_method(folder)
         except UserError as error:
