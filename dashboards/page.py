@@ -19,11 +19,13 @@ from dashboards.generalisation import psnr_by_setting
 from dashboards.importance import importance_bars
 from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
+from dashboards.tuning import REACH, best_against_budget
 from dipa_bench.evaluation.generalisation import by_study
 from dipa_bench.evaluation.importance import LEAST, parameter_importance
 from dipa_bench.evaluation.leaderboard import image_rows, leaderboard, verdict
 from dipa_bench.evaluation.rendering import caveats, p_text, plain, short
 from dipa_bench.evaluation.statistics import image_scores
+from dipa_bench.evaluation.tuning import UNITS, curves
 from dipa_bench.tracking.results import Linearised, Results
 
 
@@ -85,6 +87,12 @@ _SEARCH_HELP = (
     "A mark is a trial, the line the best finished trial so far: a line that still rises at its "
     "end asks for more trials. Marks on the lowest line have no value, or one below the axis."
 )
+_BUDGET_HELP = (
+    "Who is better, and who was only tuned longer? The best finished trial so far, {searches}; the "
+    "mark is the end of the budget, on which lines that still rise ask for more. Seconds are those "
+    "of fitting and validating, and count in full what another row had computed before. Methods "
+    "more than {reach:g} dB below the best lie outside."
+)
 _SIZE_HELP = (
     "Further up and further left is better. Marks are test PSNR with 95% intervals, open where "
     "nothing was learned; names without room are in the legend. Faint dots are the validation PSNR "
@@ -130,7 +138,7 @@ def _page(results: Results) -> str:
     """The page's HTML."""
     methods = results.methods
     names = [] if methods.empty else [str(name) for name in methods["method"]]
-    studies = [] if methods.empty else sorted(set(methods["study"]))
+    studies = _shown(methods)
     style = looks(names)
     sections = [_section(results, study, style, index) for index, study in enumerate(studies)]
     return _template().render(
@@ -142,6 +150,15 @@ def _page(results: Results) -> str:
         cell=_cell,
         p_text=p_text,
     )
+
+
+def _shown(methods: pd.DataFrame) -> list[str]:
+    """The studies with a section of their own: all but repeats of a study that has one."""
+    if methods.empty:
+        return []
+    studies = set(methods["study"])
+    again = methods[(methods["repeat"] > 0) & methods["repeat_of"].isin(studies)]
+    return sorted(studies - set(again["study"]))
 
 
 def _template() -> jinja2.Template:
@@ -165,6 +182,7 @@ def _section(results: Results, study: str, style: dict[str, Look], index: int) -
     rows = [row | {"look": style[row["method"]]} for row in board.to_dict("records")]
     charts = [
         *_charts(results, study, style),
+        *_budgets(results, study, style),
         *_tuning(results, study, board, style),
         *_shifted(results, study, style),
     ]
@@ -209,6 +227,24 @@ def _charts(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]
         ("Distribution of PSNR over test images", figures.psnr_boxes(images, style), _BOX_HELP),
         ("Search history", figures.search_history(trials, style), _SEARCH_HELP),
     ]
+
+
+def _budgets(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]:
+    """The best trial so far against the budget, over all searches of the study."""
+    methods = results.methods
+    base = methods.loc[methods["study"] == study, "repeat_of"].iloc[0]
+    own = replace(results, methods=methods[methods["repeat_of"] == base])
+    lines = {unit: curves(own, unit) for unit in UNITS}
+    if lines["trials"].empty:
+        return []
+    repeats = int(lines["trials"]["repeats"].max())
+    searches = (
+        f"the mean over {repeats} independent searches with its 95% t interval"
+        if repeats > 1
+        else "of one search (`study --repeats 5` makes more, and bands)"
+    )
+    text = _BUDGET_HELP.format(searches=searches, reach=REACH)
+    return [("Best trial against budget spent", best_against_budget(lines, style), text)]
 
 
 def _shifted(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]:

@@ -57,6 +57,8 @@ METHODS = {
     "params": object,
     "run_id": object,
     "started": float,
+    "repeat": int,
+    "repeat_of": object,
 }
 IMAGES = {
     "study": object,
@@ -82,9 +84,11 @@ TRIALS = {
     "study": object,
     "method": object,
     "number": int,
+    "index": int,
     "state": object,
     "value": float,
     "seconds": float,
+    "borrowed": float,
     "parameters": float,
     "seconds_per_image": float,
     "params": object,
@@ -97,7 +101,12 @@ ARTIFACTS = (
 
 
 def load_results(
-    uri: str, task: str, *, study: str | None = None, rules: str | None = None
+    uri: str,
+    task: str,
+    *,
+    study: str | None = None,
+    rules: str | None = None,
+    repeats: bool = False,
 ) -> Results:
     """Reads what the store at `uri` knows about a task.
 
@@ -109,6 +118,7 @@ def load_results(
         task: the task's name.
         study: only this study; by default all.
         rules: only rows under these rules, ``"tuned"`` or ``"published"``; by default both.
+        repeats: with `study` its repeated searches as well, which are studies of their own.
 
     Raises:
         UserError: no runs of that task, or an unknown study or kind of rules.
@@ -120,7 +130,8 @@ def load_results(
     parents = _newest([run for run in runs if _tag(run, "kind") == "method"])
     if not parents:
         raise _nothing(uri, task)
-    parents = _chosen(parents, "study", study)
+    again = [run for run in parents if repeats and study == _repeat_of(run) != _tag(run, "study")]
+    parents = [*_chosen(parents, "study", study), *again]
     parents = _chosen(parents, "rules", rules)
     children: dict[str, list[Run]] = {run.info.run_id: [] for run in parents}
     for run in runs:
@@ -242,16 +253,20 @@ def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str
         "params": params,
         "run_id": run.info.run_id,
         "started": _started(run),
+        "repeat": int(_tag(run, "repeat") or 0),
+        "repeat_of": _repeat_of(run),
     }
 
 
 def _trial_row(client: MlflowClient, run: Run) -> dict[str, Any]:
-    figures = _metrics(run)
+    figures, number = _metrics(run), int(_tag(run, "number") or 0)
     return {
-        "number": int(_tag(run, "number") or 0),
+        "number": number,
+        "index": int(_tag(run, "note.index") or number),
         "state": _tag(run, "state"),
         "value": figures.get("val/psnr", np.nan),
         "seconds": figures.get("trial/seconds", np.nan),
+        "borrowed": figures.get("trial/borrowed", np.nan),
         "parameters": figures.get("parameters", np.nan),
         "seconds_per_image": figures.get("cost/seconds", np.nan),
         "params": _params(client, run),
@@ -363,6 +378,11 @@ def _chosen(runs: list[Run], name: str, value: str | None) -> list[Run]:
 
 def _tag(run: Run, name: str) -> str:
     return run.data.tags.get(f"dipa.{name}", "")
+
+
+def _repeat_of(run: Run) -> str:
+    """The study whose search a method's run repeats; its own where it repeats none."""
+    return _tag(run, "repeat_of") or _tag(run, "study")
 
 
 def _started(run: Run) -> float:

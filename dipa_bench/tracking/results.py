@@ -42,12 +42,17 @@ class Results:
             (finished), seeds, seconds_per_image, operator_calls, denoiser_calls (all three for one
             image), fit_seconds (mean over seeds), search_seconds (all trials of the method), start
             (the winner's), reference (the row that the study compares with), caveat (what to know
-            of the images, or None), params (dict, the winner's), run_id, started (epoch seconds).
+            of the images, or None), params (dict, the winner's), run_id, started (epoch seconds),
+            repeat (number of the search, 0 for the first), repeat_of (the study whose search this
+            one repeats; the study's own name for the first).
         images: study, method, seed, image, subject, psnr, ssim; test images only.
         curves: study, method, seed, image, iteration, psnr, residual, step_norm.
-        trials: study, method, number, state, value (validation PSNR or NaN), seconds (of fitting
-            and validating), parameters (count), seconds_per_image (of one reconstruction; both NaN
-            where nothing was measured), params (dict), reason.
+        trials: study, method, number, index (place in the search; an interrupted trial and the one
+            that took its place share it), state, value (validation PSNR or NaN), seconds (of
+            fitting and validating), borrowed (seconds that shared results saved it, such as a
+            teacher that another row computed; NaN in older runs), parameters (count),
+            seconds_per_image (of one reconstruction; both NaN where nothing was measured), params
+            (dict), reason.
         pictures: (study, method) to {"original/<image>" | "measurement/<image>" |
             "reconstruction/<image>": H x W array in [0, 1]}.
         operators: (study, method) to the learned linear operator as an n x n matrix.

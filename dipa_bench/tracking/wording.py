@@ -71,7 +71,18 @@ def tags_of(record: RunRecord, identity: str, parent: str, won: bool) -> dict[st
     tags |= {f"dipa.env.{clean_key(name)}": value for name, value in record.environment.items()}
     if "winner" in record.notes:
         tags["dipa.winner_trial"] = record.notes["winner"]
+    if record.kind == "method":
+        repeat = record.study_file.get("repeat") or 0
+        tags |= {"dipa.repeat": repeat, "dipa.repeat_of": repeat_of(record.study, repeat)}
     return {name[:MAX_KEY]: _text(value) for name, value in tags.items() if value is not None}
+
+
+def repeat_of(study: str, repeat: int) -> str:
+    """The study that `study` repeats the search of; itself for repeat 0.
+
+    Repeat 2 of ``sr-quick`` is called ``sr-quick-repeat2``.
+    """
+    return study.removesuffix(f"-repeat{repeat}") if repeat else study
 
 
 def _text(value: Scalar) -> str:

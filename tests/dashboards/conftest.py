@@ -101,6 +101,8 @@ def build(
                     "params": {rename("solve.step"): 0.93, "prior": rename("dncnn")},
                     "run_id": "0" * 8,
                     "started": 1.75e9,
+                    "repeat": 0,
+                    "repeat_of": study,
                 }
             )
             for seed in range(seeds):
@@ -132,9 +134,11 @@ def build(
                     key
                     | {
                         "number": number,
+                        "index": number,
                         "state": state,
                         "value": np.nan if state == "diverged" else 24 + gain - rng.exponential(),
                         "seconds": 30.0,
+                        "borrowed": 0.0,
                         "parameters": numbers_of(name, size) * (1 + number % 4)
                         if name == "network"
                         else numbers_of(name, size),

@@ -104,7 +104,7 @@ def test_the_page_holds_every_part(make_results: Make, tmp_path: Path) -> None:
         assert f"{row['psnr']:.2f} [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]" in page.text
     assert "broken (diverged): all trials left the finite numbers" in page.text
     for heading in (
-        *("PSNR per iteration", "Residual", "Distribution", "Search history"),
+        *("PSNR per iteration", "Residual", "Distribution", "Search history", "budget spent"),
         *("PSNR against parameters", "PSNR against time"),
         *("Singular values", "Symmetric part", "Eigenvalues of J"),
     ):
@@ -124,13 +124,13 @@ def test_every_finished_method_has_a_trace_in_every_figure(
 ) -> None:
     results = make_results()
     drawn = traces(written(results, tmp_path))
-    assert len(drawn) == 9
+    assert len(drawn) == 10
     finished = set(results.methods.query("state == 'finished'")["method"])
-    for figure in drawn[:6]:
+    for figure in drawn[:7]:
         assert {trace["name"] for trace in figure} >= finished
-    places = [t["x"] for t in drawn[4] if t["name"].startswith("dense P")]
+    places = [t["x"] for t in drawn[5] if t["name"].startswith("dense P")]
     assert places == [[64**2, 64**2]], "8 x 8 pixels"
-    for figure in drawn[6:]:
+    for figure in drawn[7:]:
         assert {trace["name"] for trace in figure} == {"greedy", "ldipa", "network"}
 
 

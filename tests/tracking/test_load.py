@@ -74,6 +74,8 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
         "caveat": None,
         "params": {"solve.start": "adjoint", "solve.step": 0.1, "fit.epochs": 3},
         "started": 1_700_000_000.0,
+        "repeat": 0,
+        "repeat_of": "small",
     }
     assert methods["learned"].dtype == bool
     assert methods["parameters"].dtype == np.int64
@@ -90,6 +92,8 @@ def test_trials_come_back(filled: str, hand: SimpleNamespace) -> None:
         assert row["params"] == written["params"]
         assert row["reason"] == written["reason"]
         assert row["seconds"] == 1.5
+        assert row["index"] == number
+        assert math.isnan(row["borrowed"])
         measured = (9.0 + number, 0.25) if state == "finished" else (math.nan, math.nan)
         assert (row["parameters"], row["seconds_per_image"]) == pytest.approx(measured, nan_ok=True)
         value = written["metrics"].get("val/psnr", math.nan)
@@ -173,6 +177,27 @@ def test_one_study_or_kind_of_rules_can_be_chosen(
         load_results(uri, "sr", study="smal")
     with pytest.raises(UserError, match="tuned"):
         load_results(uri, "sr", study="small", rules="published")
+
+
+def test_repeated_searches_are_told_and_come_with_their_study(
+    root: Path, uri: str, hand: SimpleNamespace
+) -> None:
+    for study, repeat in (("small-repeat2", 2), ("odd", 3), ("large-repeat1", 0)):
+        folder = hand.write_study(root, study, ("none",)) / "none"
+        update = {"study_file": {"repeat": repeat}}
+        records.write(folder, records.read(folder).model_copy(update=update))
+    sync(root, uri)
+    methods = load_results(uri, "sr").methods.set_index(["study", "method"])
+    found = {key[0]: (row["repeat"], row["repeat_of"]) for key, row in methods.iterrows()}
+    assert found == {
+        "small": (0, "small"),
+        "small-repeat2": (2, "small"),
+        "odd": (3, "odd"),
+        "large-repeat1": (0, "large-repeat1"),
+    }
+    assert set(load_results(uri, "sr", study="small").methods["study"]) == {"small"}
+    both = load_results(uri, "sr", study="small", repeats=True)
+    assert set(both.methods["study"]) == {"small", "small-repeat2"}
 
 
 def test_no_runs_are_told_with_the_cure(filled: str, tmp_path: Path) -> None:
