@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from dipa_bench.errors import UserError
@@ -62,6 +66,33 @@ def available_memory(device: torch.device) -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+@contextmanager
+def threads(count: object) -> Iterator[None]:
+    """Within it torch uses so many threads of the CPU, if `count` is a number of them."""
+    before = torch.get_num_threads()
+    if isinstance(count, int) and count > 0:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed, on a GPU or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in words)
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives back what is allocated and no longer used."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def mixes(device: torch.device) -> bool:

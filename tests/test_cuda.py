@@ -14,7 +14,7 @@ from dipa_bench.preconditioners import Identity
 from dipa_bench.priors import tv
 from dipa_bench.search import study_file
 from dipa_bench.search.observer import Observer
-from dipa_bench.search.runs import Row
+from dipa_bench.search.row import Row
 from dipa_bench.search.study import claimed, open_bench, run_row, study_folder
 from dipa_bench.solvers import REDFISTA, PnPFISTA
 from dipa_bench.testing.problems import small_task

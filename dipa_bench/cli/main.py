@@ -73,6 +73,29 @@ def study(
         str | None, typer.Option(help="Rows to run, with commas; patterns and all work.")
     ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of each method.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes of each method's search instead: fitting and validating."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Independent searches; `tuning` shows how they agree.")
+    ] = 1,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            help="Processes: a number, or auto (one for each GPU, or each core). [this one]"
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Dask cluster: dask://host:port, or file.py:NAME that gives one."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database that machines share, postgresql://...; else DIPA_BENCH_STORAGE. [files]"
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="quick (default on a CPU), standard (on a GPU) or paper.")
     ] = None,
@@ -94,22 +117,28 @@ def study(
 
     Interrupted, the same command continues where it stopped.
     """
-    from dipa_bench.cli.study import run
+    from dipa_bench.cli.study import Request, run
 
-    run(
+    request = Request(
         task=task,
         config=config,
         methods=methods,
         trials=trials,
+        minutes=minutes,
         preset=preset,
         rules=rules,
         device=device,
         seed=seed,
         name=name,
         sets=_with_data(dataset, data_root, sets),
+        repeats=repeats,
+        workers=workers,
+        cluster=cluster,
+        storage=storage,
         tracking_uri=tracking_uri,
         dry_run=dry_run,
     )
+    run(request)
 
 
 @app.command()
@@ -130,6 +159,26 @@ def leaderboard(
     from dipa_bench.cli.show import show_leaderboard
 
     show_leaderboard(task, format, output, study, rules, reference, tracking_uri)
+
+
+@app.command()
+def tuning(
+    task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
+    study: Annotated[
+        str | None, typer.Option(help="Only the study of this name, with its repeats.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="What counts as budget: trials or seconds.")] = "trials",
+    format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
+    rules: RulesOption = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Row that gains are taken to [the study's].")
+    ] = None,
+    tracking_uri: UriOption = None,
+) -> None:
+    """Say what every search had found after how much: better, or only better tuned?"""
+    from dipa_bench.cli.show import show_tuning
+
+    show_tuning(task, study, by, format, rules, reference, tracking_uri)
 
 
 @app.command()
@@ -260,11 +309,54 @@ def evaluate(
 
 
 @app.command()
-def sync(tracking_uri: UriOption = None) -> None:
+def sync(
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Send everything anew; what the store has is not doubled."),
+    ] = False,
+    tracking_uri: UriOption = None,
+) -> None:
     """Send to MLflow what could not be sent while a study ran."""
     from dipa_bench.cli.show import send_pending
 
-    send_pending(tracking_uri)
+    send_pending(tracking_uri, rebuild)
+
+
+@app.command()
+def export(
+    study: Annotated[str, typer.Argument(help="Name of a study below mlruns/studies.")],
+    output: Annotated[Path | None, typer.Option(help="File to write [<study>.zip].")] = None,
+) -> None:
+    """Write a study into one file, to move it to another machine or to read it with pandas."""
+    from dipa_bench.cli.archive import export_study
+
+    export_study(study, output)
+
+
+@app.command("import")
+def take_in(
+    file: Annotated[Path, typer.Argument(help="What `export` wrote.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the study here [the one it had].")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="NAME:PATH, where the study's images lie here.")
+    ] = None,
+    data_root: RootOption = None,
+    prior: Annotated[
+        str | None, typer.Option(help="Where the weights file of the study's prior lies here.")
+    ] = None,
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="Its runs may import the module:function they name."),
+    ] = False,
+    tracking_uri: UriOption = None,
+) -> None:
+    """Take in a study that was exported elsewhere, as if it had been run here."""
+    from dipa_bench.cli.archive import import_study
+
+    places = {"dataset": dataset, "data_root": data_root, "prior": prior}
+    import_study(file, name, places, trust_code, tracking_uri)
 
 
 @app.command()

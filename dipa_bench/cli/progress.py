@@ -9,6 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,7 +25,7 @@ from dipa_bench.tracking.records import RunRecord
 
 
 class Terminal(Observer):
-    """Draws a bar for the row's trials and one for the running fit's epochs.
+    """Draws a bar for the trials of each row under way, and one for each running fit's epochs.
 
     A context manager. Where standard error is no terminal only finished runs are printed.
     """
@@ -43,8 +44,8 @@ class Terminal(Observer):
             disable=not sys.stderr.isatty(),
             transient=True,
         )
-        self._trials = self._bars.add_task("", total=None, visible=False)
-        self._epochs = self._bars.add_task("", total=None, visible=False)
+        self._rows: dict[str, TaskID] = {}
+        self._jobs: dict[str, TaskID] = {}
 
     def __enter__(self) -> Terminal:
         self._bars.start()
@@ -53,26 +54,31 @@ class Terminal(Observer):
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
-    def method(self, row: str, trials: int, done: int) -> None:
-        self._bars.reset(self._trials, total=trials, completed=done, description=row, visible=True)
+    def method(self, row: str, trials: int | None, done: int) -> None:
+        self._rows[row] = self._bars.add_task(row, total=trials, completed=done)
 
     def run(self, kind: str, row: str, number: int) -> None:
-        self._bars.update(self._trials, description=f"{row}, {kind} {number}")
-        self._bars.reset(self._epochs, visible=False)
+        if row in self._rows:
+            self._bars.update(self._rows[row], description=f"{row}, {kind} {number}")
 
-    def epoch(self, progress: Progress) -> None:
+    def epoch(self, job: str, progress: Progress) -> None:
+        if job not in self._jobs:
+            self._jobs[job] = self._bars.add_task(job, total=progress.epochs)
         self._bars.update(
-            self._epochs,
-            visible=True,
-            total=progress.epochs,
+            self._jobs[job],
             completed=progress.epoch,
-            description=f"  epoch: loss {progress.loss:.3g}, validation {progress.psnr:.2f} dB",
+            description=f"  {job}: loss {progress.loss:.3g}, validation {progress.psnr:.2f} dB",
         )
 
     def ended(self, record: RunRecord) -> None:
-        if record.kind == "trial":
-            self._bars.advance(self._trials)
-        self._bars.update(self._epochs, visible=False)
+        row = self._rows.get(record.method)
+        if row is not None and record.kind == "trial":
+            self._bars.advance(row)
+        job = f"{record.method}, {record.name}"
+        if job in self._jobs:
+            self._bars.remove_task(self._jobs.pop(job))
+        if row is not None and record.kind == "method":
+            self._bars.remove_task(self._rows.pop(record.method))
         self.message(_line(record))
 
     def message(self, text: str) -> None:

@@ -18,8 +18,8 @@ from dipa_bench.data.signals import COMPLEX, magnitude
 from dipa_bench.errors import UserError, brief
 from dipa_bench.evaluation.metrics import psnr, ssim
 from dipa_bench.search import restore
+from dipa_bench.search.bench import Workbench
 from dipa_bench.search.restore import LearnedRun
-from dipa_bench.search.runs import Workbench
 from dipa_bench.tasks.base import Task
 
 WRITTEN = (".png", ".npy")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -16,6 +14,7 @@ from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.load import find_run
 from dipa_bench.tracking.location import resolve_uri
+from dipa_bench.tracking.portable import code_of
 from dipa_bench.tracking.records import RunRecord
 
 
@@ -32,7 +31,7 @@ def repeat_run(run: str, device: str, tracking_uri: str | None) -> None:
         print(f"{name}: recorded {before:.6f}, now {shown}")
     for name, (before, now) in found.differences.items():
         print(f"{name} differs: recorded {before}, now {now}")
-    tolerance = rerun.tolerance(where)
+    tolerance = rerun.tolerance(where, record)
     if found.agrees(tolerance):
         print("agrees" + (" exactly" if not tolerance else f" to {tolerance} dB"))
         return
@@ -48,7 +47,7 @@ def _record(run: str, root: Path, tracking_uri: str | None) -> RunRecord:
         record = find_run(resolve_uri(tracking_uri, Path.cwd()), run)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
-    code = _imported(record.study_file.get("problem", {}))
+    code = code_of(record.study_file)
     place = rerun.find(rerun.name_of(record), root)
     ours = place is not None and records.read(place).study_file == record.study_file
     if code and not ours:
@@ -57,9 +56,3 @@ def _record(run: str, root: Path, tracking_uri: str | None) -> RunRecord:
             "choose what runs here: give the run's folder instead of its id"
         )
     return record
-
-
-def _imported(problem: Mapping[str, Any]) -> list[str]:
-    """What a study's problem makes Python import: its ``module:function`` values."""
-    named = [problem.get("prior"), *problem.get("options", {}).values()]
-    return [text for text in named if isinstance(text, str) and ":" in text]

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 
 
 def _load(
-    task: str, study: str | None, rules: str | None, tracking_uri: str | None
+    task: str,
+    study: str | None,
+    rules: str | None,
+    tracking_uri: str | None,
+    repeats: bool = False,
 ) -> tuple[Results, str]:
     if task not in registry.names("tasks"):  # without importing it
         raise unknown("task", task, registry.names("tasks"))
     uri = resolve_uri(tracking_uri, Path.cwd())
     try:
-        return load_results(uri, task, study=study, rules=rules), uri
+        return load_results(uri, task, study=study, rules=rules, repeats=repeats), uri
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
 
@@ -84,6 +88,27 @@ def _shifts(results: Results) -> Iterator[str]:
         yield f"\n{render(table)}"
 
 
+def show_tuning(
+    task: str,
+    study: str | None,
+    by: str,
+    format: str,
+    rules: str | None,
+    reference: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Prints what every row's search had found after how much, over its repeats."""
+    from dipa_bench.evaluation.tuning import UNITS
+    from dipa_bench.evaluation.tuning_table import SHOWN, render, tuning_table
+
+    if by not in UNITS:
+        raise unknown("--by", by, UNITS)
+    if format not in SHOWN:
+        raise unknown("format", format, SHOWN)
+    results, _ = _load(task, study, rules, tracking_uri, repeats=True)
+    print(render(tuning_table(results, reference, by), results, format).rstrip("\n"))
+
+
 def make_dashboard(
     task: str,
     output: Path | None,
@@ -94,16 +119,16 @@ def make_dashboard(
     """Writes the dashboard and says where."""
     from dashboards.page import write_dashboard
 
-    results, _ = _load(task, study, rules, tracking_uri)
+    results, _ = _load(task, study, rules, tracking_uri, repeats=True)
     path = write_dashboard(results, output or Path(f"dashboard-{task}.html"))
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")
 
 
-def send_pending(tracking_uri: str | None) -> None:
-    """Sends every record that the store does not have yet."""
+def send_pending(tracking_uri: str | None, rebuild: bool = False) -> None:
+    """Sends every record that the store does not have yet, or all of them."""
     uri = resolve_uri(tracking_uri, Path.cwd())
     try:
-        report = sync(Path.cwd() / RESULTS, uri)
+        report = sync(Path.cwd() / RESULTS, uri, rebuild)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
     print(f"{redacted(uri)}: {report.sent} runs sent, {report.unchanged} were there already")

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import typer
 
 from dipa_bench import devices
 from dipa_bench.cli.console import RESULTS, Stopped, add_row, new_table, wide_console
 from dipa_bench.cli.progress import Terminal
 from dipa_bench.errors import UserError
-from dipa_bench.search import study_file
+from dipa_bench.search import storage, study_file
+from dipa_bench.search.conductor import Conductor
+from dipa_bench.search.crew import Crew, crew
+from dipa_bench.search.desk import Desk, SharedDesk
 from dipa_bench.search.observer import Observer
 from dipa_bench.search.problem import build_task
-from dipa_bench.search.runs import Row
+from dipa_bench.search.row import Row
+from dipa_bench.search.schema import check_name
 from dipa_bench.search.shifts import shifted
-from dipa_bench.search.study import claimed, open_bench, run_row, study_folder
+from dipa_bench.search.study import claimed, open_bench, study_folder
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tasks.base import Task
-from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.location import redacted, resolve_uri
 from dipa_bench.tracking.store import Store
@@ -31,21 +38,41 @@ ON_GPU = "standard"  # the preset used there unless another is asked for
 class Sender:
     """Sends finished methods to MLflow; a store that does not answer is told of once.
 
+    A context manager; leaving it waits for what is under way.
+
     Args:
         uri: of the store.
         observer: hears of a store that is away.
+        aside: whether to send from a thread, while other processes work.
     """
 
-    def __init__(self, uri: str, observer: Observer) -> None:
+    def __init__(self, uri: str, observer: Observer, aside: bool) -> None:
         self._observer = observer
+        self._line = ThreadPoolExecutor(1) if aside else None
+        self._under_way: list[Future] = []
         self.store: Store | None = None
         try:
             self.store = Store(uri)
         except StoreUnavailable as error:
             self._gone(error)
 
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._line is not None:
+            self._line.shutdown()
+        for sent in self._under_way:
+            sent.result()
+
     def send(self, folder: Path) -> None:
         """Sends one method's run folder if the store is there."""
+        if self._line is None:
+            self._send(folder)
+        else:
+            self._under_way.append(self._line.submit(self._send, folder))
+
+    def _send(self, folder: Path) -> None:
         if self.store is None:
             return
         try:
@@ -59,60 +86,105 @@ class Sender:
         self._observer.message(f"{error}; the study goes on, its records are kept")
 
 
-def run(
-    *,
-    task: str | None,
-    config: str | None,
-    methods: str | None,
-    trials: int | None,
-    preset: str | None,
-    rules: str | None,
-    device: str,
-    seed: int | None,
-    name: str | None,
-    sets: Sequence[str],
-    tracking_uri: str | None,
-    dry_run: bool,
-) -> None:
-    """The whole command; see `dipa-bench study --help`."""
-    if task is None and config is None:
+@dataclass(frozen=True)
+class Request:
+    """What `dipa-bench study` was asked for; see `dipa-bench study --help`."""
+
+    task: str | None = None
+    config: str | None = None
+    methods: str | None = None
+    trials: int | None = None
+    minutes: float | None = None
+    preset: str | None = None
+    rules: str | None = None
+    device: str = "auto"
+    seed: int | None = None
+    name: str | None = None
+    sets: Sequence[str] = ()
+    repeats: int = 1
+    workers: str | None = None
+    cluster: str | None = None
+    storage: str | None = None
+    tracking_uri: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study runs and what it tells.
+
+    Attributes:
+        crew: who does the jobs.
+        storage: address of the database that is shared with others; None for files.
+        uri: of the tracking store.
+    """
+
+    crew: Crew
+    storage: str | None
+    uri: str
+
+
+def run(request: Request) -> None:
+    """The whole command."""
+    if request.task is None and request.config is None:
         raise UserError("say what to study: --task sr, or --config FILE")
-    where = devices.resolve(device)
-    raw = study_file.read(task, config)
-    if config is not None:
-        raw.setdefault("name", Path(config).stem)
-    defined = raw.get("presets", {})
-    if preset is None and where.type == "cuda" and "preset" not in raw and ON_GPU in defined:
-        preset = ON_GPU
-    study = study_file.resolve(
-        raw,
-        task=task,
-        preset=preset,
-        rules=rules,
-        methods=methods,
-        trials=trials,
-        seed=seed,
-        name=name,
-        sets=sets,
+    where = devices.resolve(request.device)
+    study = _resolve(request, where)
+    place = Place(
+        crew(request.workers, where, request.cluster),
+        storage.address(request.storage),
+        resolve_uri(request.tracking_uri, Path.cwd()),
     )
-    uri = resolve_uri(tracking_uri, Path.cwd())
     made = build_task(study.task, study.problem, seed=study.seed, device=where)
     for row in study.methods:
         Row.of(study, row).check(made)
-    _refuse_untrainable(study, made, methods)
+    _refuse_untrainable(study, made, request.methods)
     for shift in study.shifts.values():
         shifted(made, shift)  # a word about a bad option now, not after the search
-    if dry_run:
-        _print_plan(study, made)
+    if request.dry_run:
+        _print_plan(study, made, request.repeats, place.crew.count)
         return
     try:
-        complete = _run_all(study, made, uri)
+        complete = [_run_all(one, made, place) for one in _repeats(study, request.repeats)]
     except KeyboardInterrupt:
         raise Stopped(f"stopped; run the same command to continue study {study.name!r}") from None
-    if complete:
-        _print_board(study, uri)
+    if all(complete):
+        _print_board(study, place.uri)
     else:
         print("no leaderboard: the results were not all sent, `dipa-bench sync` sends them")
+
+
+def _resolve(request: Request, where: torch.device) -> StudyFile:
+    """The study that was asked for; on a GPU with another preset, unless one is named."""
+    raw = study_file.read(request.task, request.config)
+    if request.config is not None:
+        raw.setdefault("name", Path(request.config).stem)
+    preset, defined = request.preset, raw.get("presets", {})
+    if preset is None and where.type == "cuda" and "preset" not in raw and ON_GPU in defined:
+        preset = ON_GPU
+    return study_file.resolve(
+        raw,
+        task=request.task,
+        preset=preset,
+        rules=request.rules,
+        methods=request.methods,
+        trials=request.trials,
+        minutes=request.minutes,
+        seed=request.seed,
+        name=request.name,
+        sets=request.sets,
+    )
+
+
+def _repeats(study: StudyFile, count: int) -> list[StudyFile]:
+    """The study and further searches of it, each a study of its own, with other draws and seeds."""
+    others = [
+        study.model_copy(update={"repeat": number, "name": f"{study.name}-repeat{number}"})
+        for number in range(1, count)
+    ]
+    for one in others:
+        check_name("study name", one.name)
+    return [study, *others]
 
 
 def _refuse_untrainable(study: StudyFile, task: Task, methods: str | None) -> None:
@@ -126,24 +198,47 @@ def _refuse_untrainable(study: StudyFile, task: Task, methods: str | None) -> No
             raise UserError(f"method {name}: {reason}")
 
 
-def _run_all(study: StudyFile, task: Task, uri: str) -> bool:
+def _run_all(study: StudyFile, task: Task, place: Place) -> bool:
     """Runs every row; says whether the store is there for their leaderboard."""
     root = Path.cwd() / RESULTS
     folder = study_folder(root, study.name)
-    with claimed(folder), Terminal() as terminal:
+    with ExitStack() as stack:
+        desk = _desk(study, place.storage)
+        stack.callback(desk.close)
+        if not desk.shared:
+            stack.enter_context(claimed(folder))
+        terminal = stack.enter_context(Terminal())
         terminal.message(
-            f"study {study.name!r}: {', '.join(study.methods)} on {devices.describe(task.device)}, "
-            f"{study.rules}, preset {study.preset}"
+            f"study {study.name!r}: {', '.join(study.methods)} on {devices.describe(task.device)}"
+            f"{_company(place)}, {study.rules}, preset {study.preset}"
         )
-        bench = open_bench(study, root, task)
-        sender, states = Sender(uri, terminal), set()
-        for name in study.methods:
-            states.add(run_row(bench, Row.of(study, name), terminal).state)
-            sender.send(records.method_folder(folder, name))
-    if not states & {"finished", "skipped"}:
+        bench = open_bench(study, root, task, desk)
+        aside = place.crew.parallel and not desk.shared
+        sender = stack.enter_context(Sender(place.uri, terminal, aside))
+        conductor = Conductor(bench, terminal, desk, lambda row: sender.send(row.folder))
+        pool = stack.enter_context(place.crew.pool(bench, conductor.listener))
+        done = conductor.run([Row.of(study, name) for name in study.methods], pool)
+    if not {record.state for record in done} & {"finished", "skipped"}:
         print(f"no method of study {study.name!r} finished; the lines above say why")
         raise typer.Exit(1)
     return sender.store is not None
+
+
+def _desk(study: StudyFile, address: str | None) -> Desk:
+    """Where the study's trials are claimed."""
+    if address is None:
+        return Desk()
+    return SharedDesk(storage.connect(address), study.name, study.model_dump(mode="json"))
+
+
+def _company(place: Place) -> str:
+    """Who works on the study beside this process, in words."""
+    words = ""
+    if place.crew.cluster is not None:
+        words = ", workers of a Dask cluster"
+    elif place.crew.count > 1:
+        words = f", {place.crew.count} workers"
+    return words if place.storage is None else f"{words}, shared through {redacted(place.storage)}"
 
 
 def _print_board(study: StudyFile, uri: str) -> None:
@@ -166,7 +261,7 @@ def _print_board(study: StudyFile, uri: str) -> None:
     )
 
 
-def _print_plan(study: StudyFile, task: Task) -> None:
+def _print_plan(study: StudyFile, task: Task, repeats: int, workers: int) -> None:
     from dipa_bench.search.plan import plan
 
     found = plan(study, task)
@@ -176,7 +271,8 @@ def _print_plan(study: StudyFile, task: Task) -> None:
         add_row(table, row.row, row.trials, row.seeds, f"{row.minutes:.1f}", note)
     console = wide_console()
     console.print(table)
+    minutes, memory = repeats * found.minutes / workers, workers * found.memory / 2**30
     console.print(
-        f"{found.trials} trials, about {found.minutes:.1f} minutes and "
-        f"{found.memory / 2**30:.1f} GiB on {devices.describe(task.device)}; nothing was started"
+        f"{repeats * found.trials} trials, about {minutes:.1f} minutes and {memory:.1f} GiB on "
+        f"{devices.describe(task.device)}; nothing was started"
     )

@@ -121,22 +121,24 @@ def evaluate(
     *,
     record: bool = False,
     with_ssim: bool = False,
+    batch: int = BATCH,
 ) -> Evaluation:
     """Runs `reconstructor` on the student's measurements of `images`.
 
     Args:
         record: keep per-image curves, and time a run without them after a first to warm up.
         with_ssim: compute SSIM as well (milliseconds per image).
+        batch: images in one run.
     """
     truth, measured = task.pixels(images), task.measure(images)
-    batches = measured.split(BATCH)
+    batches = measured.split(batch)
     if record:  # curves and first calls take time that reconstructing does not
         reconstructor.run(batches[0], task.student)
         seconds = _seconds(lambda: [reconstructor.run(y, task.student) for y in batches], task)
     runs: list[Trajectory] = []
 
     def run_all() -> None:
-        for y, x in zip(batches, truth.split(BATCH), strict=True):
+        for y, x in zip(batches, truth.split(batch), strict=True):
             reference = x if record else None
             runs.append(reconstructor.run(y, task.student, record=record, reference=reference))
 

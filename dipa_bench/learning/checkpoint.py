@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -36,6 +37,32 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+Entry = TypeVar("Entry")
+
+
+def made_once(path: Path, read: Callable[[], Entry | None], make: Callable[[], Entry]) -> Entry:
+    """Makes a file that was missing; processes that miss it at the same time wait for the first.
+
+    Args:
+        path: of the file; its folder is made.
+        read: gives what is there, or None.
+        make: makes and writes it; called by one process at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.lock")
+    with beside.open("w") as lock:
+        kept = None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it if the other process dies
+            kept = read()
+        try:
+            return make() if kept is None else kept
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 class Checkpoint:

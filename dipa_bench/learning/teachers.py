@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -16,7 +18,7 @@ from torch import Tensor
 from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.evaluation.metrics import psnr
-from dipa_bench.learning.checkpoint import write_whole
+from dipa_bench.learning.checkpoint import made_once, write_whole
 from dipa_bench.preconditioners import Identity
 from dipa_bench.solvers import SolveParameters, Solver, build_solver
 from dipa_bench.tasks.base import Task
@@ -27,6 +29,8 @@ STEPS = (0.1, 0.3, 0.6, 1.0, 1.25)  # relative to 1/lambda_max of the teacher
 STRENGTHS = 6  # points of the logarithmic grid over the prior's range
 TUNING_IMAGES = 8
 BATCH = 64
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class TeacherCache:
     A key is a digest of every value a result depends on, so a stale entry is never read; a damaged
     one is computed again.
 
+    Processes that want the same entry at the same time wait for the one that computes it.
+
     Args:
         folder: where they are kept.
 
@@ -62,7 +68,7 @@ class TeacherCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.saved = 0.0
 
     def tuned(self, task: Task, label: float) -> SolveParameters:
@@ -79,17 +85,16 @@ class TeacherCache:
         key = self._key(
             task, label, images, ["tuned", STEPS, [f"{value:.6g}" for value in strengths.tolist()]]
         )
-        path = self._folder / f"settings-{key}.json"
-        kept = _read_settings(path)
-        if kept is not None:
-            found, seconds = kept
-            self.saved += seconds
-            return found
-        started = time.perf_counter()
-        found = _tune(task, label, images, strengths)
-        entry = {"settings": found.model_dump(mode="json"), "seconds": _since(started)}
-        write_whole(path, lambda name: name.write_text(json.dumps(entry)))
-        return found
+        path = self.folder / f"settings-{key}.json"
+
+        def make() -> tuple[SolveParameters, float]:
+            started = time.perf_counter()
+            found = _tune(task, label, images, strengths)
+            entry = {"settings": found.model_dump(mode="json"), "seconds": _since(started)}
+            write_whole(path, lambda name: name.write_text(json.dumps(entry)))
+            return found, entry["seconds"]
+
+        return self._once(path, lambda: _read_settings(path), make)
 
     def settings(self, task: Task, label: float, units: str) -> SolveParameters:
         """What the teacher of a student runs with.
@@ -132,21 +137,36 @@ class TeacherCache:
         """
         solver = _solver(task, label, settings)
         values = ["path" if path else "targets", settings.model_dump(mode="json")]
-        place = self._folder / f"targets-{self._key(task, label, images, values)}.safetensors"
+        place = self.folder / f"targets-{self._key(task, label, images, values)}.safetensors"
         shapes = {name: (len(images), *task.shape) for name in ("estimates", "gradients")}
         if path:
             shapes["path"] = (len(images), task.iterations, *task.shape)
-        kept = _read_targets(place, shapes)
-        if kept is None:
+
+        def make() -> tuple[dict[str, Tensor], float]:
             started = time.perf_counter()
             found = _reconstruct(task, label, images, solver, path)
             entry = {"seconds": str(_since(started))}
             write_whole(place, lambda name: save_file(found, name, metadata=entry))
-        else:
-            found, seconds = kept
-            self.saved += seconds
+            return found, float(entry["seconds"])
+
+        found = self._once(place, lambda: _read_targets(place, shapes), make)
         on_device = {name: part.to(task.device) for name, part in found.items()}
         return Targets(step=self.step(task, label, settings), **on_device)
+
+    def _once(
+        self,
+        path: Path,
+        read: Callable[[], tuple[Result, float] | None],
+        make: Callable[[], tuple[Result, float]],
+    ) -> Result:
+        """An entry, read or made; counts the seconds that this process did not spend on it."""
+        started, kept = time.perf_counter(), read()
+        if kept is not None:
+            self.saved += kept[1]
+            return kept[0]
+        found, seconds = made_once(path, read, make)
+        self.saved += max(0.0, seconds - _since(started))  # had another process made it meanwhile
+        return found
 
     def _key(self, task: Task, label: float, images: ImageSet, values: list) -> str:
         algorithm = [task.solver, task.iterations, label, task.largest(label)]

@@ -98,6 +98,8 @@ def train(
     kept = checkpoint.read()
     if kept is not None:
         training.resume(*kept)
+    else:
+        training.begin()
     for _ in range(training.epoch, context.budget.epochs):
         training.run_epoch()
         checkpoint.offer(training.state)
@@ -169,6 +171,10 @@ class _Training:
         if quality > self._best:
             self._best, self._state = quality, copy.deepcopy(self._module.state_dict())
 
+    def begin(self) -> None:
+        """Reports what the fit starts from; the search may give up before anything is trained."""
+        self._context.report(0, self._best)
+
     def tell(self) -> None:
         """Reports the last epoch; the search may give up there."""
         epochs = self._context.budget.epochs
@@ -237,7 +243,7 @@ class _Training:
         self._started -= earlier
         self._context.earlier += earlier
         self._context.notes["resumed_after_epoch"] = self.epoch
-        for epoch, quality in self._qualities[1:]:
+        for epoch, quality in self._qualities:
             self._context.report(epoch, quality)
 
     def _step(self, place: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from dipa_bench.tracking.records import RunRecord
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal.log"
+INDEX = "index"  # attribute of a trial: its place in the search
 ENDED = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -30,8 +32,10 @@ ENDED = {
     "interrupted": TrialState.FAIL,
 }
 CURVE = "val/psnr_by_epoch"
+PSNR = "val/psnr"
+ESTIMATE = "val/psnr_estimate"  # of a trial that left a race
 FIGURES = {
-    "psnr": ("val/psnr", StudyDirection.MAXIMIZE),
+    "psnr": (PSNR, StudyDirection.MAXIMIZE),
     "parameters": ("parameters", StudyDirection.MINIMIZE),
     "seconds": ("cost/seconds", StudyDirection.MINIMIZE),
 }
@@ -54,8 +58,16 @@ class Aims:
         return [FIGURES[name][1] for name in self.objectives]
 
     def values(self, record: RunRecord) -> list[float]:
-        """A finished trial's figures, one for each objective."""
-        return [record.metrics[FIGURES[name][0]] for name in self.objectives]
+        """The figures of a trial that has some, one for each objective."""
+        figures = {PSNR: record.metrics.get(ESTIMATE, math.nan)} | record.metrics
+        return [figures[FIGURES[name][0]] for name in self.objectives]
+
+
+def state_of(record: RunRecord) -> TrialState:
+    """A trial's state in Optuna; one that left a race has a value, if an estimated one."""
+    if record.state == "pruned" and ESTIMATE in record.metrics:
+        return TrialState.COMPLETE
+    return ENDED.get(record.state, TrialState.FAIL)
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -106,7 +118,7 @@ def open_study(
         _set_aside(path)
         study = _create(path, sampler, aims)
         _restore(study, ended, space, aims)
-    _same_ranges(study, space)
+    same_ranges(study, space)
     _close_running(study, folder, aims)
     return study
 
@@ -156,7 +168,7 @@ def _agrees(study: optuna.Study, ended: list[RunRecord]) -> bool:
         if record.number >= len(trials):
             return False
         state = trials[record.number].state
-        if state not in (TrialState.RUNNING, ENDED.get(record.state, TrialState.FAIL)):
+        if state not in (TrialState.RUNNING, state_of(record)):
             return False
     return True
 
@@ -179,7 +191,7 @@ def _restore(
         while len(study.get_trials(deepcopy=False)) < record.number:  # its record never was
             study.add_trial(create_trial(state=TrialState.FAIL))
         params = {name: record.params[name] for name in space if name in record.params}
-        state = ENDED.get(record.state, TrialState.FAIL)
+        state = state_of(record)
         study.add_trial(
             create_trial(
                 state=state,
@@ -187,18 +199,19 @@ def _restore(
                 params=params,
                 distributions={name: space[name] for name in params},
                 intermediate_values=_best_so_far(record) if prunes else {},
+                user_attrs={INDEX: record.index},
             )
         )
 
 
 def _best_so_far(record: RunRecord) -> dict[int, float]:
-    """What a trial reported: the best validation PSNR up to each epoch, the untrained one aside."""
-    curve = [(step, value) for step, value in record.series.get(CURVE, []) if step]
+    """What a trial reported: the best validation PSNR up to each epoch, the untrained one's too."""
+    curve = record.series.get(CURVE, [])
     best = accumulate((value for _, value in curve), max)
     return dict(zip((step for step, _ in curve), best, strict=True))
 
 
-def _same_ranges(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
+def same_ranges(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
     """A newer version of a method may search elsewhere; one search cannot mix the two."""
     for trial in study.get_trials(deepcopy=False):
         for name, found in trial.distributions.items():
@@ -225,7 +238,7 @@ def _close_running(study: optuna.Study, folder: Path, aims: Aims) -> None:
 
 def tell(study: optuna.Study, number: int, record: RunRecord, aims: Aims) -> None:
     """Tells the journal how a trial ended, from its record."""
-    state = ENDED[record.state]
+    state = state_of(record)
     values = aims.values(record) if state == TrialState.COMPLETE else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

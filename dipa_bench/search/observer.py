@@ -9,14 +9,14 @@ from dipa_bench.tracking.records import RunRecord
 class Observer:
     """Hears of everything and does nothing; override what is wanted."""
 
-    def method(self, row: str, trials: int, done: int) -> None:
-        """A row's search begins, `done` of its `trials` being there already."""
+    def method(self, row: str, trials: int | None, done: int) -> None:
+        """A row's search begins, `done` of its `trials` (None: any number) being there already."""
 
     def run(self, kind: str, row: str, number: int) -> None:
         """A trial or a seed begins."""
 
-    def epoch(self, progress: Progress) -> None:
-        """A fit finished an epoch."""
+    def epoch(self, job: str, progress: Progress) -> None:
+        """A fit of a job finished an epoch."""
 
     def ended(self, record: RunRecord) -> None:
         """A trial, seed or method ended, its record says how."""

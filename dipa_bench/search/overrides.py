@@ -11,7 +11,7 @@ from typing import Any
 from dipa_bench import registry
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.parameters import Value, declared
-from dipa_bench.search.schema import BudgetSpec, MethodSpec, Problem
+from dipa_bench.search.schema import SHARED, MethodSpec
 
 log = logging.getLogger(__name__)
 OPTIONS = {"rules", "preset", "name", "task"}  # have options of their own
@@ -66,7 +66,7 @@ def _loads(name: str) -> bool:
 def assign(table: dict[str, Any], assignment: str) -> None:
     """Applies one ``key=value`` to a raw study with all its rows.
 
-    A key is ``problem.<key>``, ``budget.<key>``, ``seed``, ``reference``, or
+    A key is ``problem.<key>``, ``budget.<key>``, ``search.<key>``, ``seed``, ``reference``, or
     ``[<row>.]<parameter>``; without a row the parameter is frozen in every row that has it.
 
     Raises:
@@ -82,7 +82,7 @@ def assign(table: dict[str, Any], assignment: str) -> None:
         raise UserError(f"--set {key}: use --{key}")
     if key in ("seed", "reference"):
         table[key] = value
-    elif first in ("problem", "budget") and rest:
+    elif first in SHARED and rest:
         _assign_shared(table, key, value)
     else:
         _assign_rows(table["methods"], key, value)
@@ -138,8 +138,7 @@ def parameters_of(method: str, solver: str = "red-fista") -> set[str]:
 
 def _settable(rows: Mapping[str, Any]) -> list[str]:
     keys = ["seed", "reference"]
-    keys += [f"problem.{name}" for name in Problem.model_fields]
-    keys += [f"budget.{name}" for name in BudgetSpec.model_fields]
+    keys += [f"{table}.{name}" for table, model in SHARED.items() for name in model.model_fields]
     for row, spec in rows.items():
         names = parameters_of(spec.get("method") or row)
         keys += [*names, *(f"{row}.{name}" for name in names)]

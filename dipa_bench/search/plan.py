@@ -17,7 +17,7 @@ from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import Budget, FitContext
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Identity, Pointwise, Preconditioner
-from dipa_bench.search.runs import Row
+from dipa_bench.search.row import Row
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tasks.base import Task

@@ -8,245 +8,41 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
-from optuna.distributions import BaseDistribution
 from safetensors import SafetensorError
 
-from dipa_bench import devices, digests, parameters, registry
+from dipa_bench import devices, digests, parameters
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged, Pruned, UserError, brief
-from dipa_bench.evaluation.evaluate import Evaluation, evaluate
-from dipa_bench.learning import lmmse
-from dipa_bench.learning.teachers import TeacherCache
-from dipa_bench.methods import Budget, FitContext, Method, Progress, relative
+from dipa_bench.evaluation.evaluate import BATCH, Evaluation, evaluate
+from dipa_bench.evaluation.race import Raced, race
+from dipa_bench.methods import Budget, FitContext, Progress, Reconstructor
 from dipa_bench.parameters import Value
+from dipa_bench.reuse import fit_or_reuse
 from dipa_bench.search import shifts
+from dipa_bench.search.bench import Workbench
 from dipa_bench.search.kept import count_parameters, curves_of, keep_run, notes_of, state_of
-from dipa_bench.search.sampling import distribution, sobol_point
-from dipa_bench.search.study_file import BudgetSpec, MethodSpec, StudyFile
+from dipa_bench.search.row import Row
+from dipa_bench.search.study_file import BudgetSpec
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
-LOOKS = 64  # points of a search space before it counts as out of reach
 CHECKPOINTS = ".checkpoints"  # below a row's folder: a trial that is run again has a new number
 SHIFTS = "shifts.parquet"
+ON_GPU = 8  # settings in one batch, where a few images do not fill the device
+SETTINGS_NOTE = "settings_in_batch"  # of a trial that ran beside others
+BATCH_NOTE = "batch_size"  # of a fit for whose batches the memory did not suffice
 STORAGE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", "EPERM")}
+Report = Callable[[int, float], str | None]
+"""(step, validation PSNR) -> why the search gives the trial up, or None."""
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in the words of safetensors, which is Rust
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a study: a method under a name, with what is frozen and what is searched.
-
-    Attributes:
-        tips: the study's known-good points, the same for all rows.
-    """
-
-    name: str
-    method: Method
-    spec: MethodSpec
-    tips: tuple[dict[str, Value], ...] = ()
-
-    @staticmethod
-    def of(study: StudyFile, name: str) -> Row:
-        """The row `name` of a study."""
-        spec = study.methods[name]
-        method = registry.get("methods", spec.method or name)
-        return Row(name, method, spec, tuple(study.known))
-
-    def check(self, task: Task) -> None:
-        """Raises `UserError` where the row names a teacher that the task does not have."""
-        for item in parameters.declared(self.method.parameters, task.solver):
-            if item.search is None or item.search.ask != "teacher":
-                continue
-            labels = [self.spec.set[item.path]] if item.path in self.spec.set else []
-            if item.path in self.spec.search:
-                found = self.spec.search[item.path]
-                labels += found.choices or [found.low, found.high]
-            for label in labels:
-                if label is not None:
-                    task.teacher_spec(label)
-
-    def defaults(self, task: Task) -> dict[str, Value]:
-        """Flat parameters of an untuned run, with the row's frozen ones."""
-        return parameters.defaults(self.method.parameters, task.solver, task) | self.spec.set
-
-    def published(self, task: Task) -> dict[str, Value]:
-        """Flat parameters of the published run, with the row's frozen ones."""
-        return self.defaults(task) | self.method.published(task) | self.spec.set
-
-    def space(self, task: Task) -> dict[str, parameters.Search]:
-        """What is searched: the declared ranges, less frozen ones, with the row's own."""
-        found = parameters.space(self.method.parameters, task.solver, task)
-        found = self.method.narrow(task, found)
-        conditions = parameters.conditions(self.method.parameters)
-        for name, spec in self.spec.search.items():
-            own = parameters.Search(spec.low, spec.high, spec.log, tuple(spec.choices))
-            found[name] = replace(own, when=conditions.get(name))
-        return {
-            name: search
-            for name, search in found.items()
-            if name not in self.spec.set
-            and (search.when is None or search.when.holds(self.spec.set))
-        }
-
-    def conditions(self, task: Task) -> dict[str, parameters.When]:
-        """When a searched parameter counts, of those that do not always."""
-        return {
-            name: search.when
-            for name, search in self.space(task).items()
-            if search.when is not None
-        }
-
-    def admits(self, task: Task, values: Mapping[str, Value]) -> bool:
-        """Whether the method has nothing against some of its parameters, others at defaults."""
-        try:
-            given = parameters.build(self.method.parameters, self.defaults(task) | values)
-            return not self.method.refuses(task, given)
-        except Exception:  # a stranger's function may fail in any way: the trial will say so
-            return True
-
-    def solver_names(self, task: Task) -> list[str]:
-        """The searched solver settings, frozen ones included: every row of a study has the same."""
-        found = parameters.space(self.method.parameters, task.solver, task)
-        return [name for name in found if name.startswith("solve.")]
-
-    def distributions(self, task: Task) -> dict[str, BaseDistribution]:
-        """The same for Optuna."""
-        whole = parameters.integers(self.method.parameters)
-        return {
-            name: distribution(search, name in whole) for name, search in self.space(task).items()
-        }
-
-    def known(self, task: Task) -> list[dict[str, Value]]:
-        """Points that a search tries first: the defaults, the published settings, the study's tips.
-
-        Of each, what the search's ranges admit; a point that adds nothing is left out. What a tip
-        does not say stays at its default. The published sizes of a structure are for the published
-        rules: with them one trial of a network can take longer than all the others.
-        """
-        space, points = self.space(task), []
-        defaults = self.defaults(task)
-        sizes = {name: value for name, value in defaults.items() if name.startswith("operator.")}
-        published = relative(self.published(task) | sizes, task.largest())
-        for values in (defaults, published, *(defaults | tip for tip in self.tips)):
-            point = {
-                name: values[name]
-                for name, search in space.items()
-                if name in values and search.admits(values[name])
-            }
-            if point and point not in points:
-                points.append(point)
-        return points
-
-    def obstacle(self, task: Task) -> tuple[str, str] | None:
-        """Why there is nothing to search: the state and reason of the method's record, or None.
-
-        Untuned parameters that the task refuses are no obstacle where others can be searched.
-        """
-        try:
-            untuned = parameters.build(self.method.parameters, self.defaults(task))
-            reason = self.method.unsuitable(task, untuned)
-            if reason and self.method.refuses(task, untuned) == reason and self._searchable(task):
-                reason = None
-            self.published(task)
-            self.space(task)
-        except Exception as error:  # a stranger's functions may fail in any way
-            return "failed", brief(error, kind=not isinstance(error, UserError))
-        return ("skipped", brief(Exception(reason), kind=False)) if reason else None
-
-    def _searchable(self, task: Task) -> bool:
-        """Whether the task admits some point of the search space."""
-        space = self.distributions(task)
-        points = (sobol_point(space, index, 0) for index in range(LOOKS if space else 0))
-        return any(self.admits(task, point) for point in points)
-
-
-class Once:
-    """A function of a task, computed once and then remembered (tasks compared by identity).
-
-    Attributes:
-        saved: seconds that remembering has saved so far.
-    """
-
-    def __init__(self, function: Callable[[Task], Any]) -> None:
-        self._function = function
-        self._results: dict[int, tuple[Any, float]] = {}
-        self.saved = 0.0
-
-    def __call__(self, task: Task) -> Any:
-        if id(task) in self._results:
-            result, seconds = self._results[id(task)]
-            self.saved += seconds
-            return result
-        started = time.perf_counter()
-        result = self._function(task)
-        self._results[id(task)] = result, time.perf_counter() - started
-        return result
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """What all runs of one study share.
-
-    Attributes:
-        study: the resolved study.
-        task: made from its problem.
-        folder: of the study, on disk.
-        environment: versions and device, for the records.
-        lmmse: the LMMSE map of the task and the budget's images, fitted on first use.
-    """
-
-    study: StudyFile
-    task: Task
-    folder: Path
-    teachers: TeacherCache
-    environment: Mapping[str, Value]
-    lmmse: Once = field(init=False)
-
-    def __post_init__(self) -> None:
-        count = self.study.budget.train_images
-        object.__setattr__(self, "lmmse", Once(partial(lmmse.fit, count=count)))
-
-    @cached_property
-    def shifted(self) -> dict[str, Task]:
-        """The task at the study's further settings."""
-        return {name: shifts.shifted(self.task, it) for name, it in self.study.shifts.items()}
-
-    @property
-    def saved(self) -> float:
-        """Seconds that shared results have saved the fits so far."""
-        return self.teachers.saved + self.lmmse.saved
-
-    def blank(self, kind: str, row: Row, number: int = 0, seed: int = 0) -> RunRecord:
-        """A record of a run that is about to start."""
-        return RunRecord(
-            kind=kind,
-            study=self.study.name,
-            task=self.study.task,
-            method=row.name,
-            number=number,
-            seed=seed,
-            rules=self.study.rules,
-            preset=self.study.preset,
-            title=row.method.title,
-            operator=row.method.operator,
-            rule=row.method.rule,
-            learned=row.method.learned,
-            started=time.time(),
-            study_file=self.study.model_dump(mode="json"),
-            environment=dict(self.environment),
-            data_digest=self.task.images.digest,
-            notes=self.task.notes,
-        )
 
 
 def run_trial(
@@ -254,7 +50,7 @@ def run_trial(
     row: Row,
     record: RunRecord,
     place: Path,
-    report: Callable[[int, float], None] = lambda step, value: None,
+    report: Report = lambda step, value: None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> RunRecord:
     """Fits and validates; the record, also written at `place`, says how it ended.
@@ -264,8 +60,43 @@ def run_trial(
     Raises:
         OSError: a disk that is full or read-only; the record stays that of a running trial.
     """
+    return run_trials(bench, row, [record], [place], (), report, progress)[0]
+
+
+def run_trials(
+    bench: Workbench,
+    row: Row,
+    blanks: Sequence[RunRecord],
+    places: Sequence[Path],
+    bar: Sequence[float],
+    report: Report,
+    progress: Callable[[Progress], None],
+) -> tuple[RunRecord, ...]:
+    """Several trials; settings that need no training race, in one batch where they can be joined.
+
+    Args:
+        bench, row: as for `run_trial`.
+        blanks, places: of each trial.
+        bar: validation PSNRs of the best setting so far, in racing order; empty for none.
+        report, progress: as for `run_trial`.
+
+    Raises:
+        OSError: as `run_trial`.
+    """
+    pairs = list(zip(blanks, places, strict=True))
+    runs = [_Run(bench, row, blank, place, "val", report, progress) for blank, place in pairs]
     images = bench.task.images.validation
-    return _run(bench, row, record, place, images, "val", report, progress)
+    if not untrained(row) or any(BATCH_NOTE in blank.notes for blank in blanks):
+        for run in runs:
+            run.attempt(lambda run=run: run.measure(images))
+        return tuple(run.end() for run in runs)
+    try:
+        _race(bench, runs, images, bar)
+    except KeyboardInterrupt:
+        for run in runs:
+            run.stop()
+        raise
+    return tuple(run.end() for run in runs)
 
 
 def run_seed(
@@ -277,99 +108,251 @@ def run_seed(
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> RunRecord:
     """Fits with the final budget and tests on `images`, keeping curves and the operator."""
-    return _run(bench, row, record, place, images, "test", lambda step, value: None, progress)
+    run = _Run(bench, row, record, place, "test", lambda step, value: None, progress)
+    run.attempt(lambda: run.measure(images))
+    return run.end()
 
 
-def _run(
-    bench: Workbench,
-    row: Row,
-    record: RunRecord,
-    place: Path,
-    images: ImageSet,
-    split: str,
-    report: Callable[[int, float], None],
-    progress: Callable[[Progress], None],
-) -> RunRecord:
-    records.write(place, record)
-    checkpoints = place.parent / CHECKPOINTS / digests.of(split, record.params, record.seed)
-    context = FitContext(
-        seed=record.seed,
-        budget=budget_of(bench.study.budget, split == "test"),
-        folder=checkpoints,
-        teachers=bench.teachers,
-        lmmse=bench.lmmse,
-        report=report,
-        progress=progress,
-    )
-    devices.reset_peak_memory(bench.task.device)
-    started = time.perf_counter()
-    metrics: dict[str, float] = {}
-    series: dict = {}
-    update: dict = {"state": "finished"}
-    try:
-        evaluation = _fit_and_measure(bench, row, record, place, images, split, context, metrics)
-        series = curves_of(context, evaluation)
-    except KeyboardInterrupt:
-        stopped = {"state": "interrupted", "reason": "stopped by the user", "finished": time.time()}
-        records.write(place, record.model_copy(update=stopped))
-        raise
-    except (Exception, SystemExit) as error:  # a method may fail in any way; the study goes on
-        update = _ending(error, place)
-        with suppress(Exception):  # what a broken fit noted may be broken as well
-            series = curves_of(context, None)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    metrics["fit/peak_memory"] = float(devices.peak_memory(bench.task.device))
-    metrics["trial/seconds"] = time.perf_counter() - started
-    done = record.model_copy(
-        update=update
-        | {
-            "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
-            "series": series,
-            "notes": notes_of(context) | record.notes,
-            "finished": time.time(),
-        }
-    )
-    records.write(place, done)
-    return done
+class _Run:
+    """One run under way: its record, clock and context, and how it ends.
 
+    Args:
+        bench, row: as for `run_trial`.
+        record: blank; written at once.
+        place: its run folder.
+        split: ``val`` of a trial, ``test`` of a seed.
+        report, progress: as for `run_trial`.
 
-def _fit_and_measure(
-    bench: Workbench,
-    row: Row,
-    record: RunRecord,
-    place: Path,
-    images: ImageSet,
-    split: str,
-    context: FitContext,
-    metrics: dict[str, float],
-) -> Evaluation:
-    """Fits, measures, fills `metrics`, and keeps the files of a tested seed."""
-    final = split == "test"
-    started, saved = time.perf_counter(), bench.saved
-    values = parameters.build(row.method.parameters, record.params)
-    reconstructor = row.method.fit(bench.task, values, context)
-    devices.synchronise(bench.task.device)
-    elapsed = time.perf_counter() - started
-    metrics["fit/seconds"] = elapsed + bench.saved - saved + context.earlier
-    task = bench.task.tested if final else bench.task
-    found = evaluate(reconstructor, task, images, record=final, with_ssim=final).check()
-    metrics |= found.metrics(split)
-    if not math.isfinite(metrics[f"{split}/psnr"]):
-        raise Diverged(
-            f"the mean PSNR is {metrics[f'{split}/psnr']}: a reconstruction is the truth"
+    Attributes:
+        metrics, series: for the record.
+        reconstructor: what was fitted.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        row: Row,
+        record: RunRecord,
+        place: Path,
+        split: str,
+        report: Report,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._bench, self._row, self._record, self._place = bench, row, record, place
+        self._split, self._final = split, split == "test"
+        records.write(place, record)
+        self._checkpoints = (
+            place.parent / CHECKPOINTS / digests.of(split, record.params, record.seed)
         )
-    metrics["parameters"] = float(count_parameters(reconstructor))
-    if final:
-        context.notes |= keep_run(place, record.number, row.method, reconstructor, found, task)
-        if bench.study.shifts:
-            state = state_of(reconstructor)
-            scores = shifts.score(
-                row.method, bench.shifted, values, state, images, found, record.number, context
+        self._context = FitContext(
+            seed=record.seed,
+            budget=budget_of(bench.study.budget, self._final),
+            folder=self._checkpoints,
+            teachers=bench.teachers,
+            lmmse=bench.lmmse,
+            report=_stopping(report),
+            progress=progress,
+        )
+        self.metrics: dict[str, float] = {}
+        self.series: dict = {}
+        self.reconstructor: Reconstructor | None = None
+        self._update: dict[str, Any] = {"state": "finished"}
+        devices.reset_peak_memory(bench.task.device)
+        self._started, self._lent = time.perf_counter(), bench.lent
+        self._paused = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has ended it yet."""
+        return self._update["state"] == "finished"
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Does a part of the run; what it raises is how the run ends.
+
+        Raises:
+            OSError: a disk that is full or read-only.
+        """
+        try:
+            work()
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        except (Exception, SystemExit) as error:  # a method may fail in any way; others go on
+            self._update = _ending(error, self._place)
+            with suppress(Exception):  # what a broken fit noted may be broken as well
+                self.series = curves_of(self._context, None)
+
+    def stop(self) -> None:
+        """Writes down that the user stopped it."""
+        stopped = {"state": "interrupted", "reason": "stopped by the user", "finished": time.time()}
+        records.write(self._place, self._record.model_copy(update=stopped))
+
+    def note(self, name: str, value: Value) -> None:
+        """Keeps a fact for the record."""
+        self._context.notes[name] = value
+
+    def aside(self, seconds: float) -> None:
+        """Time that passed for other runs of the same batch, and does not count for this one."""
+        self._paused += seconds
+
+    def end(self) -> RunRecord:
+        """The record as the run ended, written."""
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+        self.metrics["fit/peak_memory"] = float(devices.peak_memory(self._bench.task.device))
+        self.metrics["trial/seconds"] = time.perf_counter() - self._started - self._paused
+        self.metrics["trial/borrowed"] = self._bench.lent - self._lent
+        finite = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
+        done = self._record.model_copy(
+            update=self._update
+            | {
+                "metrics": finite,
+                "series": self.series,
+                "notes": notes_of(self._context) | self._record.notes,
+                "finished": time.time(),
+            }
+        )
+        records.write(self._place, done)
+        return done
+
+    def fit(self) -> None:
+        """Fits, or takes an operator that was fitted before."""
+        bench, started, saved = self._bench, time.perf_counter(), self._bench.saved
+        values = parameters.build(self._row.method.parameters, self._record.params)
+        self.reconstructor = fit_or_reuse(
+            self._row.method, bench.task, values, self._context, bench.shelf
+        )
+        devices.synchronise(bench.task.device)
+        elapsed = time.perf_counter() - started
+        self.metrics["fit/seconds"] = elapsed + bench.saved - saved + self._context.earlier
+
+    def score(self, raced: Raced) -> None:
+        """Takes what came of a race.
+
+        Raises:
+            Pruned: it was given up.
+            Diverged: as `Raced.check`.
+        """
+        raced.check()
+        self.metrics |= raced.metrics("val")
+        self.metrics["parameters"] = float(count_parameters(self.reconstructor))
+        self.series = curves_of(self._context, None)
+        self._update["validation"] = raced.psnr.tolist()
+        if not raced.complete:
+            self.metrics["val/psnr_estimate"] = raced.estimate
+            self._update |= {
+                "state": "pruned",
+                "reason": f"significantly worse than the best on the first {len(raced.mse)} of "
+                f"{raced.total} validation images",
+            }
+
+    def measure(self, images: ImageSet) -> None:
+        """Fits and measures, in smaller batches where memory does not suffice.
+
+        The size that a row came down to is where its next run begins; records note it, so that a
+        run is repeated with the same.
+        """
+        context, row, full = self._context, self._row, self._bench.study.budget.batch_size
+        size = int(self._record.notes.get(BATCH_NOTE, self._bench.batches.get(row.name, full)))
+        while True:
+            context.budget = replace(context.budget, batch_size=size)
+            if size < full:
+                context.notes[BATCH_NOTE] = size
+            try:
+                self._fit_and_measure(images, max(1, BATCH * size // full))
+                return
+            except Exception as error:
+                if size == 1 or not devices.out_of_memory(error):
+                    raise
+                reason = brief(error)
+            self.reconstructor = None
+            context.notes["memory"] = f"a batch of {size} did not fit: {reason}"
+            size = self._bench.batches[row.name] = size // 2
+            context.series.clear()
+            devices.free_memory(self._bench.task.device)
+
+    def _fit_and_measure(self, images: ImageSet, batch: int) -> None:
+        """Fits, measures in batches of so many images, and keeps the files of a tested seed."""
+        bench, final, split = self._bench, self._final, self._split
+        self.fit()
+        task = bench.task.tested if final else bench.task
+        found = evaluate(
+            self.reconstructor, task, images, record=final, with_ssim=final, batch=batch
+        ).check()
+        self.metrics |= found.metrics(split)
+        if not math.isfinite(self.metrics[f"{split}/psnr"]):
+            raise Diverged(
+                f"the mean PSNR is {self.metrics[f'{split}/psnr']}: a reconstruction is the truth"
             )
-            scores.to_parquet(place / SHIFTS, index=False)
-            means = scores.groupby("setting", sort=False)["psnr"].mean()
-            metrics |= {f"shift/{name}/psnr": value for name, value in means.items()}
-    return found
+        self.metrics["parameters"] = float(count_parameters(self.reconstructor))
+        if final:
+            self._keep(images, found, task)
+        self.series = curves_of(self._context, found)
+
+    def _keep(self, images: ImageSet, found: Evaluation, task: Task) -> None:
+        """Writes a tested seed's files, and its scores at the study's further settings."""
+        number, context, method = self._record.number, self._context, self._row.method
+        context.notes |= keep_run(self._place, number, method, self.reconstructor, found, task)
+        if not self._bench.study.shifts:
+            return
+        values = parameters.build(method.parameters, self._record.params)
+        state = state_of(self.reconstructor)
+        scores = shifts.score(
+            method, self._bench.shifted, values, state, images, found, number, context
+        )
+        scores.to_parquet(self._place / SHIFTS, index=False)
+        means = scores.groupby("setting", sort=False)["psnr"].mean()
+        self.metrics |= {f"shift/{name}/psnr": value for name, value in means.items()}
+
+
+def _race(bench: Workbench, runs: Sequence[_Run], images: ImageSet, bar: Sequence[float]) -> None:
+    """Fits all, then runs them on the images as far as they may still be the best."""
+    for run in runs:
+        started = time.perf_counter()
+        run.attempt(run.fit)
+        _others(runs, run, time.perf_counter() - started)
+    ready = [run for run in runs if run.alive]
+    if not ready:
+        return
+    if len(ready) > 1:
+        for run in ready:
+            run.note(SETTINGS_NOTE, len(ready))
+    started = time.perf_counter()
+    found = race(
+        [run.reconstructor for run in ready],
+        bench.task,
+        images,
+        bar if len(bar) == len(images) else None,
+        enabled=bench.study.search.race and len(bench.study.objectives) == 1,
+    )
+    elapsed = time.perf_counter() - started
+    work = [raced.seconds * len(raced.mse) for raced in found]
+    for run in runs:
+        run.aside(elapsed)
+    for run, raced, own in zip(ready, found, work, strict=True):
+        run.aside(-elapsed * own / (sum(work) or 1.0))
+        if raced.error is not None and devices.out_of_memory(raced.error):
+            started = time.perf_counter()
+            run.attempt(lambda run=run: run.measure(images))
+            _others(runs, run, time.perf_counter() - started)
+        else:
+            run.attempt(lambda run=run, raced=raced: run.score(raced))
+
+
+def _others(runs: Sequence[_Run], mine: _Run, seconds: float) -> None:
+    """Time that one run of a batch took is none of the others'."""
+    for run in runs:
+        if run is not mine:
+            run.aside(seconds)
+
+
+def _stopping(report: Report) -> Callable[[int, float], None]:
+    """A report as a fit knows it: it raises where the search gives the trial up."""
+
+    def tell(step: int, value: float) -> None:
+        if reason := report(step, value):
+            raise Pruned(reason)
+
+    return tell
 
 
 def _ending(error: BaseException, place: Path) -> dict[str, str]:
@@ -389,6 +372,18 @@ def _ending(error: BaseException, place: Path) -> dict[str, str]:
         raise OSError(code, os.strerror(code), str(place)) from error
     (place / "traceback.txt").write_text("".join(format_exception(error)), encoding="utf-8")
     return {"state": "failed", "reason": brief(error, kind=not isinstance(error, UserError))}
+
+
+def untrained(row: Row) -> bool:
+    """Whether a row's settings need no training, so that trying one is running it."""
+    return not row.method.stochastic
+
+
+def batch_of(bench: Workbench, row: Row) -> int:
+    """How many trials of a row are one job."""
+    if not untrained(row) or "seconds" in bench.study.objectives:
+        return 1  # a batch's seconds are shared alike, whoever took them
+    return bench.study.search.batch or (ON_GPU if bench.task.device.type == "cuda" else 1)
 
 
 def budget_of(spec: BudgetSpec, final: bool) -> Budget:

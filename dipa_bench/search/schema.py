@@ -49,6 +49,10 @@ class BudgetSpec(Strict):
     """What every method may spend; the same for all."""
 
     trials: Annotated[int, Field(ge=1)] = 8
+    minutes: Annotated[
+        float | None,
+        Field(gt=0, description="of fitting and validating, instead of a number of trials"),
+    ] = None
     seeds: Annotated[int, Field(ge=1)] = 2
     epochs: Annotated[int, Field(ge=1)] = 4
     final_epochs: Annotated[int, Field(ge=1)] = 4
@@ -59,6 +63,38 @@ class BudgetSpec(Strict):
         int,
         Field(ge=1, description="stages of a trial's training, each with a third of the next's"),
     ] = 1
+
+
+class SearchSpec(Strict):
+    """How the trials of every row are chosen and given up; the same for all."""
+
+    sampler: Literal["tpe", "gp", "random", "qmc", "cmaes", "nsga2"] = Field(
+        "tpe", description="what draws, once known points and start-up points are tried"
+    )
+    pruner: Literal["auto", "none", "median", "halving", "hyperband"] = Field(
+        "auto",
+        description="of fits that train: what gives them up between epochs; auto is halving where "
+        "the budget has rungs, else median",
+    )
+    race: bool = Field(
+        True,
+        description="settings that need no training leave off once they are significantly worse "
+        "than the best on the first validation images",
+    )
+    batch: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=64,
+            description="settings that need no training and are tried as one batch; by default 1 "
+            "on a CPU, 8 on a GPU",
+        ),
+    ] = None
+    plateau: Annotated[
+        int | None,
+        Field(ge=1, description="a row stops after so many trials that brought no gain"),
+    ] = None
+    gain: Annotated[float, Field(ge=0, description="in dB, what counts as a gain")] = 0.01
 
 
 class RangeSpec(Strict):
@@ -91,9 +127,13 @@ class Overlay(Strict):
 
     problem: dict[str, Any] = Field(default_factory=dict)
     budget: dict[str, Any] = Field(default_factory=dict)
+    search: dict[str, Any] = Field(default_factory=dict)
     set: dict[str, Value] = Field(
         default_factory=dict, description="parameters frozen in every row that has them"
     )
+
+
+SHARED = {"problem": Problem, "budget": BudgetSpec, "search": SearchSpec}  # tables of all rows
 
 
 class StudyFile(Strict):
@@ -107,6 +147,10 @@ class StudyFile(Strict):
     preset: str = "quick"
     problem: Problem = Problem()
     budget: BudgetSpec = BudgetSpec()
+    search: SearchSpec = SearchSpec()
+    repeat: Annotated[
+        int, Field(ge=0, description="which of several independent searches of the same study")
+    ] = 0
     objectives: list[Literal["psnr", "parameters", "seconds"]] = Field(
         default_factory=lambda: ["psnr"],
         description="of the search; with several it seeks their Pareto front, the winner has the "
@@ -122,11 +166,15 @@ class StudyFile(Strict):
     presets: dict[str, Overlay] = Field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """What must agree for a study to be continued; trials and seeds may grow, rows be added."""
+        """What must agree for a study to be continued; its budget may grow, rows be added."""
         values = self.model_dump(mode="json", exclude={"name", "presets", "methods"})
-        for growing in ("trials", "seeds"):
+        values["budget"]["unit"] = "trials" if self.budget.minutes is None else "minutes"
+        for growing in ("trials", "minutes", "seeds"):
             del values["budget"][growing]
+        del values["search"]["plateau"], values["search"]["batch"]  # how long, how fast
         del values["problem"]["data_root"]  # the images' digest is what counts
+        if self.problem.dataset is not None:
+            values["problem"]["dataset"] = self.problem.dataset.partition(":")[0]
         return values
 
 
@@ -158,7 +206,7 @@ def validated(table: Mapping[str, Any]) -> StudyFile:
     if study.name:
         check_name("study name", study.name)
     for name, overlay in study.presets.items():
-        for key, model in (("problem", Problem), ("budget", BudgetSpec)):
+        for key, model in SHARED.items():
             values = getattr(overlay, key)
             try:
                 model.model_validate(values)
@@ -184,12 +232,7 @@ def _siblings(place: Sequence[Any]) -> list[str]:
     """The keys that are valid at `place` in a study file."""
     table: Any = StudyFile
     if place:
-        tables = {
-            "problem": Problem,
-            "budget": BudgetSpec,
-            "methods": MethodSpec,
-            "shifts": Shift,
-        }
+        tables = {**SHARED, "methods": MethodSpec, "shifts": Shift}
         table = tables.get(place[0], Overlay)
         if place[0] == "methods" and len(place) > 2:
             table = RangeSpec

@@ -15,6 +15,7 @@ from dipa_bench.errors import UserError, unknown
 from dipa_bench.evaluation.generalisation import MATCHED
 from dipa_bench.parameters import Value, build, integers
 from dipa_bench.search.overrides import assign, chosen_rows, freeze, parameters_of
+from dipa_bench.search.sampling import refuses
 from dipa_bench.search.schema import (
     DEFAULT_PRESET,
     NO_ROW,
@@ -88,6 +89,7 @@ def resolve(
     rules: str | None = None,
     methods: str | None = None,
     trials: int | None = None,
+    minutes: float | None = None,
     seed: int | None = None,
     name: str | None = None,
     sets: Sequence[str] = (),
@@ -105,8 +107,12 @@ def resolve(
     study = validated(table)
     registry.get("tasks", study.task)
     table |= _overlaid(study, table, preset, rules)
+    if None not in (trials, minutes):
+        raise UserError("--trials and --minutes: a budget is one of the two")
     if trials is not None:
-        table["budget"]["trials"] = trials
+        table["budget"] |= {"trials": trials, "minutes": None}
+    if minutes is not None:
+        table["budget"]["minutes"] = minutes
     if seed is not None:
         table["seed"] = seed
     overlay = study.presets.get(table["preset"], Overlay())
@@ -140,7 +146,14 @@ def _overlaid(
     if rules == "published":
         problem |= PUBLISHED
     budget = {**table.get("budget", {}), **overlay.budget}
-    return {"problem": problem, "budget": budget, "preset": chosen, "rules": rules}
+    search = {**table.get("search", {}), **overlay.search}
+    return {
+        "problem": problem,
+        "budget": budget,
+        "search": search,
+        "preset": chosen,
+        "rules": rules,
+    }
 
 
 def _default_name(plain: StudyFile, resolved: StudyFile, raw: Mapping, seed: int | None) -> str:
@@ -259,6 +272,8 @@ def _check_search(study: StudyFile) -> None:
         if not shift.model_dump(exclude_defaults=True):
             raise UserError(f"shift {name!r} changes nothing: give options, noise or iterations")
     wanted, budget = study.objectives, study.budget
+    if reason := refuses(study.search.sampler, wanted):
+        raise UserError(reason)
     if "psnr" not in wanted or len(set(wanted)) != len(wanted):
         raise UserError(f"objectives = {wanted}: give psnr, and others once each")
     if budget.epochs % budget.rungs:

@@ -18,13 +18,13 @@ from dipa_bench.evaluation import statistics
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.methods import relative
 from dipa_bench.parameters import Value
+from dipa_bench.search.bench import Workbench, read_test
+from dipa_bench.search.journal import INDEX
 from dipa_bench.search.overrides import assign
 from dipa_bench.search.problem import build_task
 from dipa_bench.search.restore import LearnedRun, seeds, tuned_identity, untuned_identity
-from dipa_bench.search.runs import Workbench
-from dipa_bench.search.sampling import NumberedSampler, distribution
+from dipa_bench.search.sampling import NumberedSampler, ask, distribution
 from dipa_bench.search.schema import Problem, StudyFile, validated
-from dipa_bench.search.study import read_test
 from dipa_bench.tasks.base import Task
 
 TRIALS = 16  # draws of solver settings where the recorded ones mean nothing
@@ -236,7 +236,7 @@ def _tuned(
     """An entrant with the best solver settings on the validation images; P stays as it is.
 
     Every entrant tries the same: what any of them brought along, the defaults, then the study's
-    Sobol draws (from `TPE_FROM` on TPE's).
+    Sobol draws (from `STARTUP` on TPE's).
 
     Raises:
         UserError: none of them worked.
@@ -261,8 +261,9 @@ def _tuned(
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         search = optuna.create_study(direction="maximize", sampler=sampler)
     why = ""
-    for sampler.index in range(trials):
-        trial = search.ask(distributions)
+    for index in range(trials):
+        search.enqueue_trial({}, user_attrs={INDEX: index})
+        trial = ask(search, distributions)
         try:
             made = run.at(bench, {**own, **trial.params})
             found = evaluate(made, task, task.images.validation).check()

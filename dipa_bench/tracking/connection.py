@@ -79,17 +79,24 @@ def guarded(uri: str, patience: dict[str, str] | None = None) -> Iterator[None]:
 
 
 def _unavailable(uri: str, error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].replace(uri, redacted(uri))
-    if family(uri) != "sqlite":
-        user = uri.partition("://")[2].rpartition("@")[0]
-        for secret in (user, user.partition(":")[2], uri.partition("?")[2]):
-            text = text.replace(secret, "***") if secret else text
-            text = text.replace(unquote(secret), "***") if secret else text
+    text = without_secrets((str(error).strip().splitlines() or [""])[0], uri)
     reason = type(error).__name__ + (f": {text[:300]}" if text else "")
     return (
         f"the tracking store {redacted(uri)} does not take or give runs ({reason}); results stay "
         "on disk: send them with `dipa-bench sync` once it answers, or to another --tracking-uri"
     )
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """A message without what may be secret in the address `uri`: user, password and query."""
+    text = text.replace(uri, redacted(uri))
+    if family(uri) == "sqlite":
+        return text
+    user = uri.partition("://")[2].rpartition("@")[0]
+    for secret in (user, user.partition(":")[2], uri.partition("?")[2]):
+        text = text.replace(secret, "***") if secret else text
+        text = text.replace(unquote(secret), "***") if secret else text
+    return text
 
 
 @contextlib.contextmanager

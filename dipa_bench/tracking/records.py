@@ -69,6 +69,10 @@ class RunRecord(BaseModel):
     series: dict[str, list[tuple[int, float]]] = Field(
         default_factory=dict, description="curves of at most 100 (step, value) points"
     )
+    validation: list[float] = Field(
+        default_factory=list,
+        description="of a trial that raced: PSNR of each validation image, in racing order",
+    )
     started: float = Field(0.0, description="seconds since the epoch")
     finished: float = 0.0
     study_file: dict[str, Any] = Field(default_factory=dict, description="the resolved study")
@@ -77,6 +81,11 @@ class RunRecord(BaseModel):
     notes: dict[str, Scalar] = Field(
         default_factory=dict, description="further facts: winner's trial number, gradient strategy"
     )
+
+    @property
+    def index(self) -> int:
+        """A trial's place in the search; its number differs once a trial was interrupted."""
+        return int(self.notes.get("index", self.number))
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -158,6 +160,109 @@ def test_a_fit_killed_in_the_middle_goes_on(
             assert one.metrics.get(name) == other.metrics.get(name)
         assert one.series["train/loss"] == other.series["train/loss"]
     assert not list(place.glob(".checkpoints/*"))
+
+
+class Victim:
+    """A study in a process group of its own that is killed again and again, here and there.
+
+    Args:
+        command: of the study.
+        place: its folder.
+        seed: of what is killed when.
+    """
+
+    def __init__(self, command: list[str], place: Path, seed: int) -> None:
+        self._command, self._place, self._chance = command, place, random.Random(seed)
+        self._process: subprocess.Popen | None = None
+        self.kills = {"study": 0, "worker": 0}
+
+    def kill_one(self, workers: bool) -> bool:
+        """Kills the study, or one of its workers, at work; False once it has ended by itself."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                self._command,
+                env={**os.environ, "DEN_SLEEP": "0.3"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        if not self._at_work():
+            return False
+        time.sleep(self._chance.uniform(0, 0.8))
+        hands = [child for child in self._children() if "spawn_main" in " ".join(child.cmdline())]
+        if workers and hands and self._chance.random() < 0.5:
+            self._chance.choice(hands).kill()
+            self.kills["worker"] += 1
+        else:
+            orphans = self._children()
+            self._process.kill()
+            self._process.wait()
+            psutil.wait_procs(orphans, timeout=5)
+            assert not any(orphan.is_running() for orphan in orphans)
+            self.kills["study"] += 1
+        return True
+
+    def end(self) -> None:
+        """Kills the study for the last time."""
+        if self._process is not None:
+            orphans = self._children()
+            self._process.kill()
+            self._process.wait()
+            psutil.wait_procs(orphans, timeout=5)
+
+    def _children(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def _at_work(self) -> bool:
+        """Waits for a run that begins from now on."""
+        began, end = time.time(), time.monotonic() + PATIENCE
+        while self._process.poll() is None:
+            assert time.monotonic() < end, "the study never got to a trial"
+            for path in self._place.glob(f"*/*/{records.RECORD}"):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_mtime > began:
+                        return True
+            time.sleep(0.02)
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize(("workers", "kills"), [(1, 20), (3, 20)])
+def test_nothing_is_lost_or_counted_twice_however_often_it_is_killed(
+    workers: int, kills: int, work: Path, small: list[str], study
+) -> None:
+    trials, place = 24, work / "mlruns" / "studies" / "killed"
+    options = ["--methods", ",".join(METHODS), "--trials", str(trials), "--name", "killed"]
+    options += ["--set", "search.race=false"]
+    if workers > 1:
+        options += ["--workers", str(workers)]
+    command = [sys.executable, "-m", "dipa_bench", "study", *small, *options]
+    victim = Victim(command, place, seed=workers)
+    for _ in range(kills):
+        assert victim.kill_one(workers > 1), f"the study ended after {victim.kills}"
+    victim.end()
+    assert study(*options).code == 0
+    interrupted = 0
+    for method in METHODS:
+        ours = trial_records(place / method)
+        finished = [trial for trial in ours if trial.state == "finished"]
+        assert sorted(trial.index for trial in finished) == list(range(trials))
+        assert {trial.state for trial in ours} <= {"finished", "interrupted"}
+        interrupted += len(ours) - len(finished)
+        assert [trial.number for trial in ours] == list(range(len(ours)))
+        assert states_in_journal(place / method) == [
+            "COMPLETE" if trial.state == "finished" else "FAIL" for trial in ours
+        ]
+        assert records.read(place / method).metrics["search/trials"] == trials
+    assert interrupted >= kills // 2, (interrupted, victim.kills)
+    assert sorted(sent_runs(work)) == sorted(
+        (method, trial.number, trial.state)
+        for method in METHODS
+        for trial in trial_records(place / method)
+    )
 
 
 def theirs_of(folder: Path) -> Path:

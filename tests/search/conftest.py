@@ -16,9 +16,10 @@ from dipa_bench.methods import Method, SolverOnly
 from dipa_bench.parameters import Parameters
 from dipa_bench.preconditioners import Identity
 from dipa_bench.search import study_file
+from dipa_bench.search.bench import Workbench
 from dipa_bench.search.observer import Observer
 from dipa_bench.search.problem import build_task
-from dipa_bench.search.runs import Row, Workbench
+from dipa_bench.search.row import Row
 from dipa_bench.search.study import open_bench, run_row
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.testing import small_task

@@ -18,9 +18,10 @@ from dipa_bench.methods import Iterative
 from dipa_bench.parameters import Parameters, Search
 from dipa_bench.preconditioners import Identity
 from dipa_bench.search import journal
+from dipa_bench.search.aims import aims_of
 from dipa_bench.search.journal import trial_records
-from dipa_bench.search.runs import Row
-from dipa_bench.search.study import aims_of, study_folder
+from dipa_bench.search.row import Row
+from dipa_bench.search.study import study_folder
 from dipa_bench.solvers import SolveParameters
 
 EPOCHS = 6
@@ -177,10 +178,11 @@ def test_a_name_with_a_slash_is_one_folder(tmp_path: Path, lab, register) -> Non
 
 
 def test_a_lost_journal_comes_back_with_what_was_reported(tmp_path: Path, lab, register) -> None:
-    """Rungs compare reported values: the best up to each epoch, the untrained one aside."""
+    """Rungs compare reported values: the best up to each epoch, the untrained one's too."""
 
     def fit(task, values, context) -> Iterative:
-        context.series["val/psnr_by_epoch"] = curve = [(0, 99.0)]
+        context.series["val/psnr_by_epoch"] = curve = [(0, values.quality / 2)]
+        context.report(*curve[0])
         for epoch in range(1, context.budget.epochs + 1):
             curve.append((epoch, values.quality + 0.1 * (-1) ** epoch))
             context.report(*curve[-1])
@@ -191,7 +193,7 @@ def test_a_lost_journal_comes_back_with_what_was_reported(tmp_path: Path, lab, r
     lab.search(study, tmp_path, "ruled")
     bench = lab.bench(study, tmp_path)
     before = [trial.intermediate_values for trial in opened(tmp_path, "ruled", study, bench).trials]
-    assert {len(values) for values in before} >= {2, EPOCHS}
+    assert {len(values) for values in before} >= {1, EPOCHS + 1}
     assert list(before[0].values()) == sorted(before[0].values())
     (study_folder(tmp_path, "small") / "ruled" / journal.JOURNAL).write_text("garbage\n")
     after = opened(tmp_path, "ruled", study, bench).trials

@@ -15,7 +15,7 @@ from dipa_bench.evaluation.evaluate import evaluate
 from dipa_bench.methods import Budget, FitContext
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Identity
-from dipa_bench.search.runs import Row
+from dipa_bench.search.row import Row
 from dipa_bench.search.schema import Shift
 from dipa_bench.search.shifts import shifted
 from dipa_bench.search.study import run_row, study_folder

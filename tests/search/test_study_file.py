@@ -12,8 +12,9 @@ from dipa_bench import registry
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import Parameters, Search
 from dipa_bench.search import study_file
-from dipa_bench.search.runs import Row, Workbench
-from dipa_bench.search.study import planned_trials
+from dipa_bench.search.bench import Workbench
+from dipa_bench.search.contest import planned_trials
+from dipa_bench.search.row import Row
 from dipa_bench.testing import small_task
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from dipa_bench.search.runs import Row
+from dipa_bench.search.row import Row
 from dipa_bench.search.study import open_bench, run_row, study_folder
 from dipa_bench.testing import small_task
 from dipa_bench.tracking import records

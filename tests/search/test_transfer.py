@@ -17,8 +17,8 @@ import dipa_bench
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation import statistics
 from dipa_bench.search import restore, transfer
+from dipa_bench.search.bench import TEST_READS
 from dipa_bench.search.restore import LearnedRun
-from dipa_bench.search.study import TEST_READS
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tracking import records
 

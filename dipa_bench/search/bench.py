@@ -1,0 +1,134 @@
+"""The workbench: what all runs of one study share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from dipa_bench import digests
+from dipa_bench.data.images import ImageSet
+from dipa_bench.learning import lmmse
+from dipa_bench.learning.teachers import TeacherCache
+from dipa_bench.parameters import Value
+from dipa_bench.reuse import Shelf
+from dipa_bench.search import shifts
+from dipa_bench.search.row import Row
+from dipa_bench.search.study_file import StudyFile
+from dipa_bench.tasks.base import Task
+from dipa_bench.tracking.records import RunRecord
+
+TEST_READS = "test-reads.log"
+
+
+class Once:
+    """A function of a task, computed once and then remembered (tasks compared by identity).
+
+    Attributes:
+        saved: seconds that remembering has saved so far.
+    """
+
+    def __init__(self, function: Callable[[Task], Any]) -> None:
+        self._function = function
+        self._results: dict[int, tuple[Any, float]] = {}
+        self.saved = 0.0
+
+    def __call__(self, task: Task) -> Any:
+        if id(task) in self._results:
+            result, seconds = self._results[id(task)]
+            self.saved += seconds
+            return result
+        started = time.perf_counter()
+        result = self._function(task)
+        self._results[id(task)] = result, time.perf_counter() - started
+        return result
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What all runs of one study share.
+
+    Attributes:
+        study: the resolved study.
+        task: made from its problem.
+        folder: of the study, on disk.
+        environment: versions and device, for the records.
+        lmmse: the LMMSE map of the task and the budget's images, fitted on first use.
+        shelf: fitted operators, for trials that change solver settings alone.
+        batches: row to the largest batch of it that fits into memory, where it is not the budget's.
+    """
+
+    study: StudyFile
+    task: Task
+    folder: Path
+    teachers: TeacherCache
+    environment: Mapping[str, Value]
+    lmmse: Once = field(init=False)
+    shelf: Shelf = field(default_factory=Shelf)
+    batches: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = self.study.budget.train_images
+        object.__setattr__(self, "lmmse", Once(partial(lmmse.fit, count=count)))
+
+    @cached_property
+    def shifted(self) -> dict[str, Task]:
+        """The task at the study's further settings."""
+        return {name: shifts.shifted(self.task, it) for name, it in self.study.shifts.items()}
+
+    def seed(self, *parts: Any) -> int:
+        """A seed of this study and of this one of its repeats."""
+        repeat = ("repeat", self.study.repeat) if self.study.repeat else ()
+        return digests.seed(self.study.seed, *parts, *repeat)
+
+    @property
+    def saved(self) -> float:
+        """Seconds that results which were there already have saved the fits so far."""
+        return self.lent + self.shelf.saved
+
+    @property
+    def lent(self) -> float:
+        """Those of them that rows share, and another may have paid for."""
+        return self.teachers.saved + self.lmmse.saved
+
+    def blank(self, kind: str, row: Row, number: int = 0, seed: int = 0) -> RunRecord:
+        """A record of a run that is about to start."""
+        return RunRecord(
+            kind=kind,
+            study=self.study.name,
+            task=self.study.task,
+            method=row.name,
+            number=number,
+            seed=seed,
+            rules=self.study.rules,
+            preset=self.study.preset,
+            title=row.method.title,
+            operator=row.method.operator,
+            rule=row.method.rule,
+            learned=row.method.learned,
+            started=time.time(),
+            study_file=self.study.model_dump(mode="json"),
+            environment=dict(self.environment),
+            data_digest=self.task.images.digest,
+            notes=self.task.notes,
+        )
+
+
+def log_read(folder: Path, reason: str) -> None:
+    """Writes down that the test images are about to be read.
+
+    Args:
+        folder: of the study.
+        reason: for what.
+    """
+    with (folder / TEST_READS).open("a", encoding="utf-8") as log:
+        log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {' '.join(reason.split())}\n")
+
+
+def read_test(bench: Workbench, reason: str) -> ImageSet:
+    """The test images; that they were read goes to the study's log before anything else."""
+    log_read(bench.folder, reason)
+    return bench.task.images.test(reason)

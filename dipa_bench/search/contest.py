@@ -1,0 +1,336 @@
+"""One row's way from its first trial to its tested winner, as jobs for whoever does them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from dipa_bench import parameters
+from dipa_bench.parameters import Value
+from dipa_bench.search import journal, outcome
+from dipa_bench.search.aims import aims_of, pruner_of
+from dipa_bench.search.bench import Workbench, log_read
+from dipa_bench.search.claims import Claims
+from dipa_bench.search.desk import Desk
+from dipa_bench.search.jobs import Job, Lost
+from dipa_bench.search.kept import SHOWN
+from dipa_bench.search.observer import Observer
+from dipa_bench.search.row import Row
+from dipa_bench.search.runs import batch_of
+from dipa_bench.search.sampling import NumberedSampler
+from dipa_bench.tracking import records
+from dipa_bench.tracking.records import RunRecord
+
+LOSSES = 5  # times that a run's worker may die before the run counts as failed
+
+
+class Contest:
+    """Searches one row, refits its winner and tests it; what is on disk is not done again.
+
+    Args:
+        bench: the workbench.
+        row: the row.
+        observer: hears of what ends.
+        desk: where trials are claimed.
+
+    Attributes:
+        done: the method's record once it is written: finished, skipped, or diverged or failed
+            where no trial finished.
+        ours: whether this process concluded the row (on a shared desk another one may).
+
+    Raises:
+        UserError: a damaged record, or trials that were drawn from other ranges.
+    """
+
+    def __init__(self, bench: Workbench, row: Row, observer: Observer, desk: Desk) -> None:
+        self._bench, self.row, self._observer, self._desk = bench, row, observer, desk
+        self.folder = records.method_folder(bench.folder, row.name)
+        self.done: RunRecord | None = None
+        self.ours = True
+        self._record = bench.blank("method", row)
+        self._losses: Counter[tuple[str, int]] = Counter()
+        self._running = 0
+        self._begun: dict[int, float] = {}  # trials under way, by number
+        self._best: dict[int, float] = {}  # what they reported
+        self._seeds: dict[int, RunRecord] = {}
+        self._todo: list[int] | None = None  # seeds; None while the search goes on
+        self._verdict: Claims | None = None
+        obstacle = row.obstacle(bench.task)
+        if obstacle:
+            self._conclude(self._record, *obstacle)
+            return
+        if not desk.shared:
+            records.write(self.folder, self._record)
+        self._open()
+
+    def _open(self) -> None:
+        """Opens the search where it stands."""
+        bench, row, task = self._bench, self.row, self._bench.task
+        published = bench.study.rules == "published"
+        self._space = {} if published else row.distributions(task)
+        self._fixed = row.published(task) if published else row.defaults(task)
+        sampler = NumberedSampler(
+            self._space,
+            bench.seed(row.name, "search"),
+            row.known(task) if self._space else (),
+            row.solver_names(task),
+            bench.seed("solver settings"),
+            conditions=row.conditions(task),
+            admits=partial(row.admits, task),
+            kind=bench.study.search.sampler,
+        )
+        self._claims = self._desk.trials(
+            row.name, self.folder, self._space, sampler, aims_of(bench.study)
+        )
+        self._ended = {} if self._desk.shared else _counted(self.folder)
+        self._wanted = planned_trials(row, bench)
+        self._observer.method(row.name, self._wanted, len(self._ended))
+        self._fetch()
+
+    # ------------------------------------------------------------------------------ handing out
+
+    def job(self) -> Job | None:
+        """The next thing that a worker could do now; None where there is nothing, or not yet."""
+        if self.done is None and self._todo is None:
+            if job := self._trials():
+                return job
+            if not self._running and self._searched():
+                self._end_search()
+        if self.done is None and self._todo:
+            return self._seed(self._todo.pop(0))
+        return None
+
+    def _trials(self) -> Job | None:
+        """A job of one trial, or of several whose settings run as one batch."""
+        found = []
+        for _ in range(batch_of(self._bench, self.row)):
+            if self._spent():
+                break
+            trial = self._claims.next(self._wanted, self._ended)
+            if trial is None:
+                break
+            self._begun[trial.number] = time.monotonic()
+            found.append(self._blank(trial.number, self._claims.index(trial.number), trial.params))
+        if not found:
+            return None
+        self._running += len(found)
+        places = tuple(journal.trial_folder(self.folder, record.number) for record in found)
+        best = outcome.best(list(self._ended.values()))
+        bar = tuple(best.validation) if best else ()
+        job = Job(self.row.name, "trial", tuple(found), places, bar)
+        self._observer.run("trial", self.row.name, found[0].number)
+        return job
+
+    def _blank(self, number: int, index: int, drawn: Mapping[str, Value]) -> RunRecord:
+        seed = self._bench.seed(self.row.name, "trial", index)
+        record = self._bench.blank("trial", self.row, number, seed)
+        params = parameters.active(self.row.method.parameters, self._fixed | drawn)
+        return record.model_copy(
+            update={"params": params, "notes": record.notes | {"index": index}}
+        )
+
+    def _spent(self) -> bool:
+        """Whether no further trial may begin, for want of time or of gains."""
+        trials, study = self._in_order(), self._bench.study
+        if self._wanted is None:  # a budget in minutes
+            begun = [time.monotonic() - started for started in self._begun.values()]
+            used = (outcome.spent(trials) or [0.0])[-1] + sum(begun)
+            if trials and used >= 60 * study.budget.minutes:
+                return True
+        return outcome.settled(trials, study.search.plateau, study.search.gain)
+
+    def _seed(self, number: int) -> Job:
+        name = self.row.name
+        blank = self._bench.blank("seed", self.row, number, self._bench.seed(name, "seed", number))
+        blank = blank.model_copy(update={"params": self._record.params})
+        if number == 0:
+            for shown in SHOWN:  # of an earlier winner
+                (self.folder / shown).unlink(missing_ok=True)
+        self._observer.run("seed", name, number)
+        reason = f"{self._bench.study.name} / {name}: seed {number} of the winner"
+        log_read(self._bench.folder, reason)
+        self._running += 1
+        return Job(name, "seed", (blank,), (self.folder / f"seed-{number}",), reason=reason)
+
+    # -------------------------------------------------------------------------------- taking back
+
+    def report(self, job: Job, step: int, value: float) -> str | None:
+        """Takes a trial's validation PSNR on the way; why the trial is given up, or None."""
+        study = self._bench.study
+        if job.kind != "trial" or len(study.objectives) > 1:
+            return None
+        number = job.records[0].number
+        value = self._best[number] = max(value, self._best.get(number, -math.inf))
+        if not self._claims.report(number, step, value) or step >= study.budget.epochs:
+            return None
+        bar = "below the median" if pruner_of(study) == "median" else "not in the best third"
+        return f"validation PSNR {value:.2f} dB at step {step} was {bar}"
+
+    def take(self, job: Job, ended: tuple[RunRecord, ...]) -> None:
+        """Takes the records of a job that was done."""
+        for record in ended:
+            self._running -= 1
+            if job.kind == "seed":
+                self._seeds[record.number] = record
+            else:
+                record = self._tell(record)
+            self._observer.ended(record)
+        if job.kind == "seed" and not self._todo and not self._running:
+            self._end_seeds()
+
+    def _tell(self, record: RunRecord) -> RunRecord:
+        """Tells the desk how a trial ended; its record, which says if another process had it."""
+        self._begun.pop(record.number, None)
+        if self._claims.tell(record.number, record):
+            if record.state != "interrupted":
+                self._ended[record.index] = record
+            return record
+        reason = "another process had taken it over"
+        record = record.model_copy(update={"state": "interrupted", "reason": reason})
+        records.write(journal.trial_folder(self.folder, record.number), record)
+        return record
+
+    def lose(self, lost: Lost) -> None:
+        """A job's worker died: its runs are done again, or count as failed after some times."""
+        job = lost.job
+        self._running -= len(job.records)
+        for record, place in zip(job.records, job.places, strict=True):
+            key = job.kind, record.index
+            self._losses[key] += 1
+            if self._losses[key] >= LOSSES:
+                reason = f"its worker died {LOSSES} times, the last time {lost.why}"
+                self._failed(job, record, place, reason)
+                continue
+            self._observer.message(f"{job.row}, {record.name}: {lost.why}; it is run again")
+            stopped = {"state": "interrupted", "reason": f"{lost.why}; it is run again"}
+            record = record.model_copy(update=stopped)
+            if job.kind == "seed":
+                self._todo.append(record.number)
+            else:
+                records.write(place, record)
+                self._tell(record)
+
+    def _failed(self, job: Job, record: RunRecord, place: Path, reason: str) -> None:
+        update = {"state": "failed", "reason": reason, "finished": time.time()}
+        record = record.model_copy(update=update)
+        records.write(place, record)
+        self._running += 1
+        self.take(Job(job.row, job.kind, (record,), (place,)), (record,))
+
+    def close(self) -> None:
+        """Lets go of what is not finished."""
+        for claims in (getattr(self, "_claims", None), self._verdict):
+            if claims is not None:
+                claims.close()
+
+    # ------------------------------------------------------------------------------------- ending
+
+    def _in_order(self) -> list[RunRecord]:
+        """The ended trials by index, as far as there is no gap."""
+        found = []
+        for index in range(len(self._ended)):
+            if index not in self._ended:
+                break
+            found.append(self._ended[index])
+        return found
+
+    def _fetch(self) -> None:
+        """Takes over the records of trials that ended elsewhere."""
+        for record in self._claims.ended():
+            if record.index not in self._ended:
+                self._ended[record.index] = record
+                records.write(journal.trial_folder(self.folder, record.number), record)
+
+    def _searched(self) -> bool:
+        """Whether all trials that there will be have ended, here or elsewhere."""
+        self._fetch()
+        wanted = self._wanted
+        return self._spent() or (wanted is not None and set(range(wanted)) <= set(self._ended))
+
+    def _end_search(self) -> None:
+        """Takes the winner, and the right to test it."""
+        budget = self._bench.study.budget
+        ended = self._in_order()[: self._wanted]
+        trials = outcome.within(ended, budget.minutes)
+        if self._verdict is None:
+            label = f"{self._wanted or f'{budget.minutes:g} minutes'}, {budget.seeds} seeds"
+            self._verdict = self._desk.conclusion(self.row.name, label)
+        if self._verdict is not None and not self._may_conclude():
+            return
+        winner = outcome.best(trials)
+        if winner is None:
+            self._conclude(self._record, *outcome.why_none(trials))
+            return
+        self._record = outcome.with_winner(self._record, winner, trials, ended)
+        if outcome.settled(trials, self._bench.study.search.plateau, self._bench.study.search.gain):
+            self._record.notes["stopped"] = f"no gain in {self._bench.study.search.plateau} trials"
+        self._todo = self._seeds_to_do()
+        if not self._todo:
+            self._end_seeds()
+
+    def _may_conclude(self) -> bool:
+        """Whether the winner is ours to test; takes over the record if another process did."""
+        if self._verdict.next(1, ()) is not None:
+            return True
+        if found := self._verdict.ended():
+            self.ours, self.done = False, found[0]
+            self._observer.ended(self.done)
+        return False
+
+    def _seeds_to_do(self) -> list[int]:
+        """Numbers of the seeds of which there is no finished record of these parameters."""
+        count = self._bench.study.budget.seeds if self.row.method.stochastic else 1
+        for number in range(count):
+            place = self.folder / f"seed-{number}"
+            if (place / records.RECORD).exists():
+                found = records.read(place)
+                if found.state == "finished" and found.params == self._record.params:
+                    self._seeds[number] = found
+        return [number for number in range(count) if number not in self._seeds]
+
+    def _end_seeds(self) -> None:
+        seeds = [self._seeds[number] for number in sorted(self._seeds)]
+        bad = [seed for seed in seeds if seed.state != "finished"]
+        if bad:
+            reason = f"seed {bad[0].number} of the winner {bad[0].state}: {bad[0].reason}"
+            self._conclude(self._record, bad[0].state, reason)
+            return
+        shifted = bool(self._bench.study.shifts)
+        found = outcome.summary(self.folder, self._record, seeds, shifted)
+        self._conclude(found, "finished")
+
+    def _conclude(self, record: RunRecord, state: str, reason: str | None = None) -> None:
+        update = {"state": state, "reason": reason, "finished": time.time()}
+        done = record.model_copy(update=update)
+        records.write(self.folder, done)
+        self._observer.ended(done)
+        self.done = done
+
+    def publish(self) -> None:
+        """Tells other processes that the row is concluded, and how."""
+        if self._verdict is not None and self.ours:
+            (number,) = self._verdict.claimed
+            self._verdict.tell(number, self.done)
+
+
+def _counted(folder: Path) -> dict[int, RunRecord]:
+    """Records of the trials that count against the budget, by index: all that ended themselves."""
+    return {
+        record.index: record
+        for record in journal.trial_records(folder)
+        if record.state not in ("interrupted", "running")
+    }
+
+
+def planned_trials(row: Row, bench: Workbench) -> int | None:
+    """How many trials a row gets: the budget, or one where nothing is searched.
+
+    None where the budget is a time.
+    """
+    if bench.study.rules == "published" or not row.space(bench.task):
+        return 1
+    return bench.study.budget.trials if bench.study.budget.minutes is None else None

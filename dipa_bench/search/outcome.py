@@ -1,0 +1,131 @@
+"""What a row came to: which trials count, the winner among them, and its record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import pandas as pd
+
+from dipa_bench.evaluation import statistics
+from dipa_bench.search.kept import SHOWN
+from dipa_bench.search.runs import SHIFTS
+from dipa_bench.tracking.records import RunRecord
+
+
+def spent(trials: Sequence[RunRecord]) -> list[float]:
+    """Seconds that a row's search has spent after each of its trials, given in their order.
+
+    What a trial took from results that others had paid for (a teacher) is charged once for the
+    row: the largest saving of any trial so far.
+    """
+    own = accumulate(trial.metrics.get("trial/seconds", 0.0) for trial in trials)
+    lent = accumulate((trial.metrics.get("trial/borrowed", 0.0) for trial in trials), max)
+    return [paid + borrowed for paid, borrowed in zip(own, lent, strict=True)]
+
+
+def within(trials: Sequence[RunRecord], minutes: float | None) -> list[RunRecord]:
+    """Those of a row's trials, in order, that ended within the budget; the first one always."""
+    if minutes is None:
+        return list(trials)
+    ends = spent(trials)
+    return [
+        trial
+        for place, (trial, end) in enumerate(zip(trials, ends, strict=True))
+        if not place or end <= 60 * minutes
+    ]
+
+
+def settled(trials: Sequence[RunRecord], patience: int | None, gain: float) -> bool:
+    """Whether the last `patience` trials, in order, brought no gain of more than `gain` dB."""
+    if patience is None or len(trials) <= patience:
+        return False
+    values = [
+        trial.metrics["val/psnr"] if trial.state == "finished" else -math.inf for trial in trials
+    ]
+    before = max(values[:-patience])
+    return math.isfinite(before) and max(values[-patience:]) <= before + gain
+
+
+def best(trials: Sequence[RunRecord]) -> RunRecord | None:
+    """The finished trial with the highest validation PSNR, the earliest of equals; None if none."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    return max(finished, key=lambda trial: (trial.metrics["val/psnr"], -trial.index), default=None)
+
+
+def why_none(trials: Sequence[RunRecord]) -> tuple[str, str]:
+    """State and reason of a method of which no trial finished."""
+    states = sorted({trial.state for trial in trials})
+    reasons = list(dict.fromkeys(str(trial.reason) for trial in trials))
+    state = "diverged" if "diverged" in states else "failed"
+    if len(reasons) == 1:
+        return state, f"all {len(trials)} trials {'/'.join(states)}: {reasons[0]}"
+    why = f"none of {len(trials)} trials finished ({', '.join(states)}), the last: {reasons[-1]}"
+    return state, why
+
+
+def with_winner(
+    record: RunRecord, winner: RunRecord, trials: Sequence[RunRecord], ended: Sequence[RunRecord]
+) -> RunRecord:
+    """A method's record with its winner.
+
+    Args:
+        record: of the method.
+        winner: the trial.
+        trials: that count.
+        ended: those and others that the budget left out.
+    """
+    late = {"late_trials": len(ended) - len(trials)} if len(ended) > len(trials) else {}
+    return record.model_copy(
+        update={
+            "params": winner.params,
+            "notes": record.notes | {"winner": winner.number} | late,
+            "metrics": {
+                "val/psnr": winner.metrics["val/psnr"],
+                "search/trials": float(len(trials)),
+                "search/seconds": sum(trial.metrics.get("trial/seconds", 0) for trial in ended),
+            },
+        }
+    )
+
+
+def summary(
+    folder: Path, record: RunRecord, seeds: Sequence[RunRecord], shifted: bool
+) -> RunRecord:
+    """The method's record with the figures of all seeds, and their tables joined beside it.
+
+    Args:
+        folder: the method's run folder, in which the seeds' lie.
+        record: of the method, with its winner.
+        seeds: their records.
+        shifted: whether they were tested at further settings.
+    """
+    for name in ("images.parquet", "curves.parquet", *([SHIFTS] if shifted else [])):
+        parts = [pd.read_parquet(folder / f"seed-{seed.number}" / name) for seed in seeds]
+        pd.concat(parts, ignore_index=True).to_parquet(folder / name, index=False)
+    operator = folder / "seed-0" / "operator.safetensors"
+    if operator.exists():
+        (folder / operator.name).write_bytes(operator.read_bytes())
+    for name in SHOWN:
+        if (folder / "seed-0" / name).exists():
+            (folder / "seed-0" / name).replace(folder / name)
+    means = {
+        name: sum(seed.metrics[name] for seed in seeds) / len(seeds)
+        for name in seeds[0].metrics
+        if all(name in seed.metrics for seed in seeds) and not name.startswith("trial/")
+    }
+    images = pd.read_parquet(folder / "images.parquet")
+    for metric in ("psnr", "ssim"):
+        interval = statistics.mean_interval(images, metric)
+        means |= {f"test/{metric}_low": interval.low, f"test/{metric}_high": interval.high}
+    means["search/seeds"] = float(len(seeds))
+    finite = {name: value for name, value in means.items() if math.isfinite(value)}
+    return record.model_copy(
+        update={
+            "metrics": record.metrics | finite,
+            "series": seeds[0].series,
+            "notes": seeds[0].notes | record.notes,
+        }
+    )

@@ -1,0 +1,244 @@
+"""Workers as processes of this machine: spawned, one job at a time, one GPU or some cores each."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dipa_bench.errors import UserError, brief
+from dipa_bench.search.jobs import Ended, Job, Listener, Lost, Outcome, Setup, perform
+from dipa_bench.search.pool import Pool
+from dipa_bench.search.row import Row
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+GOODBYE = 5.0  # seconds for a worker that was asked to end
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What one worker may use.
+
+    Attributes:
+        setup: of the worker.
+        environment: variables that its process starts with.
+    """
+
+    setup: Setup
+    environment: dict[str, str]
+
+
+class _Worker:
+    """One process and the line to it."""
+
+    def __init__(self, seat: Seat) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.line, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, seat.setup), daemon=True)
+        with _variables(seat.environment):
+            self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+
+    def end(self) -> None:
+        """Ends the process; a running trial is marked as interrupted where there is time."""
+        self.line.close()
+        if self.job is not None:
+            self.process.terminate()
+        self.process.join(GOODBYE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def fate(self) -> str:
+        """How a dead process ended, in words."""
+        self.process.join(GOODBYE)
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"its process ended with code {code}"
+        hint = ", as for want of memory" if -code == signal.SIGKILL else ""
+        return f"its process was ended by {signal.Signals(-code).name}{hint}"
+
+
+class Processes(Pool):
+    """Spawned workers, each on a seat of its own; one that dies is replaced.
+
+    Args:
+        seats: one for each worker.
+        listener: hears of epochs.
+    """
+
+    def __init__(self, seats: Sequence[Seat], listener: Listener) -> None:
+        self._listener = listener
+        self._seats = list(seats)
+        self._workers: list[_Worker | None] = [None] * len(seats)
+
+    @property
+    def free(self) -> int:
+        return len(self._seats) - self.busy
+
+    @property
+    def busy(self) -> int:
+        return sum(worker is not None and worker.job is not None for worker in self._workers)
+
+    def start(self, row: Row, job: Job) -> None:
+        place = next(i for i, one in enumerate(self._workers) if one is None or one.job is None)
+        worker = self._workers[place]
+        if worker is None or not worker.process.is_alive():
+            worker = self._workers[place] = _Worker(self._seats[place])
+        worker.job = job
+        with suppress(BrokenPipeError, ConnectionResetError):  # `wait` finds that it died
+            worker.line.send(job)
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        working = {one.line: one for one in self._workers if one is not None and one.job}
+        outcomes: list[Outcome] = []
+        for line in connection.wait(list(working), timeout=seconds):
+            found = self._hear(working[line])
+            if found is not None:
+                outcomes.append(found)
+        return outcomes
+
+    def close(self) -> None:
+        for worker in self._workers:
+            if worker is not None:
+                worker.end()
+        self._workers = [None] * len(self._seats)
+
+    def _hear(self, worker: _Worker) -> Outcome | None:
+        """Takes one message of a worker; the outcome of its job, if that was it."""
+        job = worker.job
+        try:
+            kind, *content = worker.line.recv()
+        except (EOFError, OSError):
+            why = worker.fate()
+            self._workers[self._workers.index(worker)] = None
+            worker.line.close()
+            return Lost(job, why)
+        if kind == "report":
+            answer = self._listener.report(job, *content)
+            with suppress(BrokenPipeError, ConnectionResetError):
+                worker.line.send(answer)
+            return None
+        if kind == "epoch":
+            self._listener.epoch(job, *content)
+            return None
+        worker.job = None
+        if kind == "disk":
+            raise OSError(*content)
+        if kind == "refused":
+            raise UserError(content[0])
+        return Ended(job, content[0])
+
+
+@contextmanager
+def _variables(wanted: dict[str, str]) -> Iterator[None]:
+    """Environment variables that a process which is started meanwhile inherits."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+# ------------------------------------------------------------------------- in the worker's process
+
+
+def _serve(line: connection.Connection, setup: Setup) -> None:
+    """Does the jobs that come along the line, until it is closed or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="dipa-worker-") as scratch:
+        try:
+            _work(line, setup, Path(scratch))
+        except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+            pass  # the parent has no more use for this process
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _work(line: connection.Connection, setup: Setup, scratch: Path) -> None:
+    bench = None
+    listener = Listener(
+        report=lambda job, step, value: _ask(line, step, value),
+        epoch=lambda job, progress: line.send(("epoch", progress)),
+    )
+    while True:
+        job = line.recv()
+        try:
+            bench = bench or setup.bench(scratch)
+            message: tuple[Any, ...] = (
+                "ended",
+                perform(bench, Row.of(bench.study, job.row), job, listener),
+            )
+        except UserError as error:
+            message = ("refused", str(error))
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except OSError as error:
+            message = ("disk", error.errno or errno.EIO, brief(error), error.filename)
+        line.send(message)
+
+
+def _ask(line: connection.Connection, step: int, value: float) -> str | None:
+    line.send(("report", step, value))
+    return line.recv()
+
+
+def _follow_parent() -> None:
+    """Ends this process as soon as the parent does, so that no orphan writes into a study."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _stop(signum: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise KeyboardInterrupt
+
+
+# ----------------------------------------------------------------------------------- who gets what
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def seats(setup: Setup, count: int, gpus: Sequence[str] = ()) -> list[Seat]:
+    """What each of `count` workers may use: a GPU of its own, in turn, or its share of the cores.
+
+    Args:
+        setup: of all of them.
+        count: of workers.
+        gpus: names of the GPUs as CUDA_VISIBLE_DEVICES takes them; none works on the CPU.
+    """
+    share = max(1, cores() // count)
+    found = []
+    for number in range(count):
+        values = {name: str(share) for name in THREADS}
+        own = Setup(setup.study, setup.folder, setup.teachers, setup.device, share)
+        if gpus:
+            values["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            own = Setup(setup.study, setup.folder, setup.teachers, "cuda", share)
+        found.append(Seat(own, values))
+    return found
