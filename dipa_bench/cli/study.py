@@ -18,6 +18,7 @@ from dipa_bench.cli.progress import Terminal
 from dipa_bench.errors import UserError
 from dipa_bench.search import storage, study_file
 from dipa_bench.search.conductor import Conductor
+from dipa_bench.search.contest import Contest
 from dipa_bench.search.crew import Crew, crew
 from dipa_bench.search.desk import Desk, SharedDesk
 from dipa_bench.search.observer import Observer
@@ -65,16 +66,19 @@ class Sender:
         for sent in self._under_way:
             sent.result()
 
-    def send(self, folder: Path) -> None:
-        """Sends one method's run folder if the store is there."""
+    def send(self, contest: Contest) -> None:
+        """Sends a concluded row if the store is there, then publishes it."""
         if self._line is None:
-            self._send(folder)
+            self._send(contest)
         else:
-            self._under_way.append(self._line.submit(self._send, folder))
+            self._under_way.append(self._line.submit(self._send, contest))
 
-    def _send(self, folder: Path) -> None:
-        if self.store is None:
-            return
+    def _send(self, contest: Contest) -> None:
+        if self.store is not None:
+            self._try(contest.folder)
+        contest.publish()
+
+    def _try(self, folder: Path) -> None:
         try:
             for failure in self.store.send_method(folder).failed:
                 self._observer.message(f"not sent: {failure}")
@@ -208,15 +212,15 @@ def _run_all(study: StudyFile, task: Task, place: Place) -> bool:
         if not desk.shared:
             stack.enter_context(claimed(folder))
         terminal = stack.enter_context(Terminal())
+        bench = open_bench(study, root, task, desk)
+        aside = place.crew.parallel or desk.shared
+        sender = stack.enter_context(Sender(place.uri, terminal, aside))
+        conductor = Conductor(bench, terminal, desk, sender.send)
+        pool = stack.enter_context(place.crew.pool(bench, conductor.listener))
         terminal.message(
             f"study {study.name!r}: {', '.join(study.methods)} on {devices.describe(task.device)}"
             f"{_company(place)}, {study.rules}, preset {study.preset}"
         )
-        bench = open_bench(study, root, task, desk)
-        aside = place.crew.parallel and not desk.shared
-        sender = stack.enter_context(Sender(place.uri, terminal, aside))
-        conductor = Conductor(bench, terminal, desk, lambda row: sender.send(row.folder))
-        pool = stack.enter_context(place.crew.pool(bench, conductor.listener))
         done = conductor.run([Row.of(study, name) for name in study.methods], pool)
     if not {record.state for record in done} & {"finished", "skipped"}:
         print(f"no method of study {study.name!r} finished; the lines above say why")

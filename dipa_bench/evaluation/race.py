@@ -21,8 +21,8 @@ from dipa_bench.methods import Reconstructor, together
 from dipa_bench.solvers import Trajectory
 from dipa_bench.tasks.base import Task
 
-FIRST = 8  # images before the first comparison; every next one comes after twice as many
-LEVEL = 0.1  # p below which a difference counts
+FIRST = 5  # images before the first comparison; every next one comes after twice as many
+LEVEL = 0.05  # p below which a difference counts
 LARGEST = 512  # images in one batch of several candidates
 
 Result = TypeVar("Result")
@@ -144,7 +144,7 @@ def significantly_below(values: np.ndarray, bar: np.ndarray) -> bool:
     """Whether a candidate is to be given up: its paired differences lie below zero.
 
     One-sided signed-rank test (F. Wilcoxon, Individual comparisons by ranking methods, Biometrics
-    Bulletin 1, 1945), p < `LEVEL`, as Optuna's `WilcoxonPruner` has it; like there a candidate
+    Bulletin 1, 1945), p < `LEVEL`, as in Optuna's `WilcoxonPruner`; like there a candidate
     whose mean is not below stays whatever the ranks say.
 
     Args:
@@ -167,23 +167,24 @@ def race(
     bar: Sequence[float] | None,
     *,
     enabled: bool = True,
+    joined: bool = True,
     batch: int = BATCH,
 ) -> list[Raced]:
     """Runs candidates on the images, as far as they may still be the best.
 
     All go through the images in one random order that depends on their number alone, in chunks that
-    end at 8, 16, 32, ... images; batches have at most 64 measurements. At every end but the last a
+    end at 5, 10, 20, ... images; batches have at most 64 measurements. At every end but the last a
     candidate that is `significantly_below` the best so far leaves off: the bar, or a candidate of
     this race with a better mean over these images. Candidates that can be run `together` are one
     batch. A single one always sees the same batches, so that on a CPU a repetition without a bar
     has bit for bit the PSNRs of the chunks that both ran.
 
     How often a good setting is dropped, simulated with normal differences of spread s and 40 (400)
-    images, so 3 (6) looks: one exactly as good as the bar in 19% (33%) of races, one that is better
-    by s / 10 in 11% (12%), by s / 4 in 3% (4%), by s / 2 in 0.7% (0.8%). Worse by s / 2, 94% (all)
+    images, so 3 (7) looks: one exactly as good as the bar in 9% (19%) of races, one that is better
+    by s / 10 in 4% (6%), by s / 4 in 1.5% (2%), by s / 2 in 0.2% (0.3%). Worse by s / 2, 73% (all)
     leave. The test is about ranks: where most differences lie slightly below zero and few far above
-    (exponential ones), it drops 48% (79%) of the settings that are as good in the mean, 31% (40%)
-    of those better by s / 10 and 12% (13%) of those better by s / 4; skewed the other way, fewer.
+    (exponential ones), it drops 29% (76%) of the settings that are as good in the mean, 18% (33%)
+    of those better by s / 10 and 8% (9%) of those better by s / 4; skewed the other way, fewer.
 
     Args:
         reconstructors: the candidates, at least one.
@@ -192,6 +193,8 @@ def race(
         bar: PSNRs of the best setting so far on the same images, in racing order
             (`Raced.psnr`); None where there is none.
         enabled: whether candidates may be given up; the batches are the same without.
+        joined: whether candidates run as one batch where they can; else each is run like one that
+            races alone, and only gives up sooner.
         batch: measurements in one run; fewer where memory is short.
 
     Returns:
@@ -211,7 +214,7 @@ def race(
     for end in chunk_ends(total):
         for start in range(done, end, batch):
             rows = slice(start, min(start + batch, end))
-            _run(runners, task, measured[rows], truth[rows])
+            _run(runners, task, measured[rows], truth[rows], joined)
         for runner in _running(runners):
             _notice_divergence(runner)
         if enabled and end < total:
@@ -224,10 +227,12 @@ def _running(runners: Sequence[_Runner]) -> list[_Runner]:
     return [runner for runner in runners if runner.running]
 
 
-def _run(runners: Sequence[_Runner], task: Task, measured: Tensor, truth: Tensor) -> None:
+def _run(
+    runners: Sequence[_Runner], task: Task, measured: Tensor, truth: Tensor, joined: bool
+) -> None:
     """One batch of measurements with all that still run, as many at once as `LARGEST` allows."""
     live = _running(runners)
-    most = max(1, LARGEST // len(measured))
+    most = max(1, LARGEST // len(measured)) if joined else 1
     for start in range(0, len(live), most):
         group = live[start : start + most]
         if len(group) == 1 or not _run_together(group, task, measured, truth):

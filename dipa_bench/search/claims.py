@@ -8,22 +8,26 @@ one, one lets go.
 
 from __future__ import annotations
 
+import itertools
 import json
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dipa_bench.search import journal
 from dipa_bench.search.journal import INDEX, Aims
-from dipa_bench.search.sampling import ask
+from dipa_bench.search.samplers import index_of
+from dipa_bench.search.sampling import ask, fill
 from dipa_bench.search.storage import Pulse, patiently
 from dipa_bench.tracking.records import RunRecord
 
 RECORD = "record"
+SPREAD, CROWD = 4, 256  # a lost claim: from so many times more indices is chosen, at most
 LIVE = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -56,8 +60,9 @@ class Claims:
         Returns:
             The trial, drawn; None where all are taken.
         """
-        index = self._first_free(wanted, set(ended))
-        return None if index is None else self._enter(index)
+        live = self._study.get_trials(deepcopy=False, states=LIVE)
+        free = first_free(wanted, set(ended) | set(map(index_of, live)))
+        return self._enter(free[0]) if free else None
 
     @property
     def claimed(self) -> list[int]:
@@ -82,12 +87,6 @@ class Claims:
 
     def close(self) -> None:
         """Lets go of what is not finished."""
-
-    def _first_free(self, wanted: int | None, held: set[int]) -> int | None:
-        for trial in self._study.get_trials(deepcopy=False, states=LIVE):
-            held.add(trial.user_attrs.get(INDEX, trial.number))
-        index = next(index for index in range(len(held) + 1) if index not in held)
-        return None if wanted is not None and index >= wanted else index
 
     def _enter(self, index: int) -> optuna.Trial:
         self._study.enqueue_trial({}, user_attrs={INDEX: index})
@@ -122,26 +121,36 @@ class SharedClaims(Claims):
 
     def ended(self) -> list[RunRecord]:
         """Records of all trials that count, whoever ran them."""
-        for trial in patiently(lambda: self._study.get_trials(deepcopy=False)):
+        self._look()
+        return list(self._read.values())
+
+    def _look(self) -> list[FrozenTrial]:
+        """All trials as they are now, with all that run anywhere: each look reads those anew."""
+        trials = patiently(lambda: self._study.get_trials(deepcopy=False))
+        for trial in trials:
             if trial.number not in self._read and counts(trial):
                 values = json.loads(trial.user_attrs[RECORD])
                 self._read[trial.number] = RunRecord.model_validate(values | self._kept)
-        return list(self._read.values())
+        return trials
 
     def next(self, wanted: int | None, ended: Iterable[int]) -> optuna.Trial | None:
         if self._pulse.steady:
             patiently(lambda: optuna.storages.fail_stale_trials(self._study))
+        count = 1
         while True:
-            held = set(ended) | {record.index for record in self.ended()}
-            index = patiently(lambda held=held: self._first_free(wanted, held))
-            if index is None:
+            trials = self._look()
+            for waiting in (trial for trial in trials if trial.state == TrialState.WAITING):
+                patiently(lambda waiting=waiting: self._rouse(waiting._trial_id))
+            held = set(ended) | {record.index for record in self._read.values()}
+            held |= {index_of(trial) for trial in trials if trial.state in LIVE}
+            free = first_free(wanted, held, count)
+            if not free:
                 return None
+            index = secrets.choice(free)
             trial = patiently(lambda index=index: self._enter(index))
-            if self._is_ours(trial):
+            if trial is not None:
                 return trial
-            self._mine.pop(trial.number)
-            self._pulse.drop(trial._trial_id)
-            patiently(lambda trial=trial: self._fail(trial.number))
+            count = min(SPREAD * count, CROWD)
 
     def report(self, number: int, step: int, value: float) -> bool:
         try:
@@ -167,15 +176,33 @@ class SharedClaims(Claims):
             patiently(lambda number=number: self._fail(number))
         self._mine.clear()
 
-    def _enter(self, index: int) -> optuna.Trial:
-        self._study.enqueue_trial({}, user_attrs={INDEX: index})
-        for waiting in self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            if waiting.user_attrs.get(INDEX) == index:  # also dead if this process dies right here
-                self._study._storage.record_heartbeat(waiting._trial_id)
-        trial = ask(self._study, self._space)
-        self._mine[trial.number] = trial
-        self._pulse.add(trial._trial_id)
+    def _enter(self, index: int) -> optuna.Trial | None:
+        """As above; None where another entry has the index."""
+        study = self._study
+        entry = create_trial(state=TrialState.WAITING, user_attrs={INDEX: index})
+        identifier = study._storage.create_new_trial(study._study_id, entry)
+        self._rouse(identifier)
+        number = study._storage.get_trial(identifier).number
+        if not self._is_first(number, index):
+            self._fail(number)
+            return None
+        study._thread_local.cached_all_trials = None  # as `ask` does
+        trial = fill(optuna.Trial(study, identifier), self._space)
+        self._mine[number] = trial
+        self._pulse.add(identifier)
         return trial
+
+    def _rouse(self, identifier: int) -> None:
+        """Makes an entry a running trial with a first sign of life, whoever has put it there.
+
+        So one whose process died right then is given up like any other.
+        """
+        storage = self._study._storage
+        storage.record_heartbeat(identifier)
+        try:
+            storage.set_trial_state_values(identifier, TrialState.RUNNING)
+        except UpdateFinishedTrialError:
+            pass
 
     def _fail(self, number: int) -> None:
         try:
@@ -183,15 +210,20 @@ class SharedClaims(Claims):
         except (UpdateFinishedTrialError, ValueError):
             pass  # it had ended
 
-    def _is_ours(self, trial: optuna.Trial) -> bool:
-        """Whether no entry with a lower number has the index of a trial."""
-        index = trial.user_attrs[INDEX]
+    def _is_first(self, number: int, index: int) -> bool:
+        """Whether no entry with a lower number has the index."""
         return not any(
-            other.number < trial.number
+            other.number < number
             and other.user_attrs.get(INDEX) == index
             and (other.state in LIVE or counts(other))
-            for other in patiently(lambda: self._study.get_trials(deepcopy=False))
+            for other in self._study.get_trials(deepcopy=False)
         )
+
+
+def first_free(wanted: int | None, held: set[int], count: int = 1) -> list[int]:
+    """The first indices that nobody has, at most `count`, all below `wanted`."""
+    free = (index for index in itertools.count() if index not in held)
+    return [one for one in itertools.islice(free, count) if wanted is None or one < wanted]
 
 
 def counts(trial: FrozenTrial) -> bool:

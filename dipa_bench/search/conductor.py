@@ -25,7 +25,8 @@ class Conductor:
         bench: the workbench.
         observer: hears of everything.
         desk: where trials are claimed.
-        concluded: called with every row that ended here, before other processes hear of it.
+        concluded: called with every row that ended here; it sees to it that other processes hear
+            of it.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Conductor:
         bench: Workbench,
         observer: Observer,
         desk: Desk,
-        concluded: Callable[[Contest], None] = lambda contest: None,
+        concluded: Callable[[Contest], None] = Contest.publish,
     ) -> None:
         self._bench, self._observer, self._desk = bench, observer, desk
         self._concluded = concluded
@@ -74,22 +75,22 @@ class Conductor:
         """Starts as many jobs as there are workers without; whether anything happened."""
         moved = False
         while pool.free:
-            job = self._next(waiting)
+            job = self._next(waiting, pool.free + pool.busy)
             if job is None:
                 break
             pool.start(self._open[job.row].row, job)
             moved = True
         return moved or any(contest.done for contest in self._open.values())
 
-    def _next(self, waiting: deque[Row]) -> Job | None:
+    def _next(self, waiting: deque[Row], hands: int) -> Job | None:
         """The first job of the rows that have begun, else of the next row."""
         for contest in self._open.values():
-            if job := contest.job():
+            if job := contest.job(hands):
                 return job
         while waiting:
             row = waiting.popleft()
             contest = self._open[row.name] = Contest(self._bench, row, self._observer, self._desk)
-            if job := contest.job():
+            if job := contest.job(hands):
                 return job
         return None
 
@@ -104,5 +105,4 @@ class Conductor:
     def _finish(self, contest: Contest) -> RunRecord:
         if contest.ours:
             self._concluded(contest)
-            contest.publish()
         return contest.done

@@ -20,8 +20,8 @@ from dipa_bench.search.jobs import Job, Lost
 from dipa_bench.search.kept import SHOWN
 from dipa_bench.search.observer import Observer
 from dipa_bench.search.row import Row
-from dipa_bench.search.runs import batch_of
-from dipa_bench.search.sampling import NumberedSampler
+from dipa_bench.search.runs import batch_of, now
+from dipa_bench.search.sampling import MODELS, STARTUP, NumberedSampler
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
@@ -54,7 +54,7 @@ class Contest:
         self._record = bench.blank("method", row)
         self._losses: Counter[tuple[str, int]] = Counter()
         self._running = 0
-        self._begun: dict[int, float] = {}  # trials under way, by number
+        self._begun: dict[int, float] = {}  # jobs under way, by their first trial's number
         self._best: dict[int, float] = {}  # what they reported
         self._seeds: dict[int, RunRecord] = {}
         self._todo: list[int] | None = None  # seeds; None while the search goes on
@@ -93,10 +93,14 @@ class Contest:
 
     # ------------------------------------------------------------------------------ handing out
 
-    def job(self) -> Job | None:
-        """The next thing that a worker could do now; None where there is nothing, or not yet."""
+    def job(self, hands: int = 1) -> Job | None:
+        """The next thing that a worker could do now; None where there is nothing, or not yet.
+
+        Args:
+            hands: workers that there are.
+        """
         if self.done is None and self._todo is None:
-            if job := self._trials():
+            if job := self._trials(hands):
                 return job
             if not self._running and self._searched():
                 self._end_search()
@@ -104,26 +108,41 @@ class Contest:
             return self._seed(self._todo.pop(0))
         return None
 
-    def _trials(self) -> Job | None:
+    def _trials(self, hands: int) -> Job | None:
         """A job of one trial, or of several whose settings run as one batch."""
+        if self._desk.shared:
+            self._fetch()
         found = []
-        for _ in range(batch_of(self._bench, self.row)):
+        for _ in range(self._batch(hands)):
             if self._spent():
                 break
             trial = self._claims.next(self._wanted, self._ended)
             if trial is None:
                 break
-            self._begun[trial.number] = time.monotonic()
             found.append(self._blank(trial.number, self._claims.index(trial.number), trial.params))
         if not found:
             return None
         self._running += len(found)
+        self._begun[found[0].number] = time.monotonic()
         places = tuple(journal.trial_folder(self.folder, record.number) for record in found)
         best = outcome.best(list(self._ended.values()))
         bar = tuple(best.validation) if best else ()
         job = Job(self.row.name, "trial", tuple(found), places, bar)
         self._observer.run("trial", self.row.name, found[0].number)
         return job
+
+    def _batch(self, hands: int) -> int:
+        """How many trials the next job has."""
+        if self._suspects():
+            return 1
+        begun = len(self._ended) + self._running
+        blind = self._bench.study.search.sampler not in MODELS or begun < STARTUP
+        most = batch_of(self._bench, self.row, blind, hands)
+        return min(most, STARTUP - begun) if blind and begun < STARTUP else most
+
+    def _suspects(self) -> set[int]:
+        """Indices of trials under which a worker died; each is run again by itself."""
+        return {index for kind, index in self._losses if kind == "trial"} - self._ended.keys()
 
     def _blank(self, number: int, index: int, drawn: Mapping[str, Value]) -> RunRecord:
         seed = self._bench.seed(self.row.name, "trial", index)
@@ -215,7 +234,7 @@ class Contest:
                 self._tell(record)
 
     def _failed(self, job: Job, record: RunRecord, place: Path, reason: str) -> None:
-        update = {"state": "failed", "reason": reason, "finished": time.time()}
+        update = {"state": "failed", "reason": reason, "finished": now(record)}
         record = record.model_copy(update=update)
         records.write(place, record)
         self._running += 1
@@ -304,7 +323,7 @@ class Contest:
         self._conclude(found, "finished")
 
     def _conclude(self, record: RunRecord, state: str, reason: str | None = None) -> None:
-        update = {"state": state, "reason": reason, "finished": time.time()}
+        update = {"state": state, "reason": reason, "finished": now(record)}
         done = record.model_copy(update=update)
         records.write(self.folder, done)
         self._observer.ended(done)

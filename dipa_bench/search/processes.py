@@ -7,14 +7,15 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection
-from pathlib import Path
+from multiprocessing import connection, resource_tracker
 from typing import Any, NoReturn
+
+import torch
 
 from dipa_bench.errors import UserError, brief
 from dipa_bench.search.jobs import Ended, Job, Listener, Lost, Outcome, Setup, perform
@@ -22,7 +23,7 @@ from dipa_bench.search.pool import Pool
 from dipa_bench.search.row import Row
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-GOODBYE = 5.0  # seconds for a worker that was asked to end
+GOODBYE = 5.0  # seconds for workers that were asked to end
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,20 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.line, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, seat.setup), daemon=True)
-        with _variables(seat.environment):
+        with _variables(seat.environment), _uninterrupted():
             self.process.start()
         theirs.close()
         self.job: Job | None = None
 
-    def end(self) -> None:
-        """Ends the process; a running trial is marked as interrupted where there is time."""
+    def ask_to_end(self) -> None:
+        """Tells it to end; a running trial is marked as interrupted where there is time."""
         self.line.close()
         if self.job is not None:
             self.process.terminate()
-        self.process.join(GOODBYE)
+
+    def end(self, seconds: float) -> None:
+        """Waits for its end, and makes it end after `seconds`."""
+        self.process.join(max(0.0, seconds))
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -66,7 +70,7 @@ class _Worker:
         code = self.process.exitcode
         if code is None or code >= 0:
             return f"its process ended with code {code}"
-        hint = ", as for want of memory" if -code == signal.SIGKILL else ""
+        hint = " (was memory short?)" if -code == signal.SIGKILL else ""
         return f"its process was ended by {signal.Signals(-code).name}{hint}"
 
 
@@ -110,9 +114,12 @@ class Processes(Pool):
         return outcomes
 
     def close(self) -> None:
-        for worker in self._workers:
-            if worker is not None:
-                worker.end()
+        workers = [worker for worker in self._workers if worker is not None]
+        for worker in workers:
+            worker.ask_to_end()
+        end = time.monotonic() + GOODBYE
+        for worker in workers:
+            worker.end(end - time.monotonic())
         self._workers = [None] * len(self._seats)
 
     def _hear(self, worker: _Worker) -> Outcome | None:
@@ -156,24 +163,35 @@ def _variables(wanted: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A process that is started meanwhile hears of no Ctrl-C until it asks for it."""
+    resource_tracker.ensure_running()  # to start it later would undo the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ------------------------------------------------------------------------- in the worker's process
 
 
 def _serve(line: connection.Connection, setup: Setup) -> None:
     """Does the jobs that come along the line, until it is closed or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    with tempfile.TemporaryDirectory(prefix="dipa-worker-") as scratch:
-        try:
-            _work(line, setup, Path(scratch))
-        except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-            pass  # the parent has no more use for this process
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        _work(line, setup)
+    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        pass  # the parent has no more use for this process
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _work(line: connection.Connection, setup: Setup, scratch: Path) -> None:
+def _work(line: connection.Connection, setup: Setup) -> None:
     bench = None
     listener = Listener(
         report=lambda job, step, value: _ask(line, step, value),
@@ -182,7 +200,7 @@ def _work(line: connection.Connection, setup: Setup, scratch: Path) -> None:
     while True:
         job = line.recv()
         try:
-            bench = bench or setup.bench(scratch)
+            bench = bench or setup.bench(setup.folder)
             message: tuple[Any, ...] = (
                 "ended",
                 perform(bench, Row.of(bench.study, job.row), job, listener),
@@ -192,7 +210,8 @@ def _work(line: connection.Connection, setup: Setup, scratch: Path) -> None:
         except (BrokenPipeError, ConnectionResetError):
             raise
         except OSError as error:
-            message = ("disk", error.errno or errno.EIO, brief(error), error.filename)
+            why = error.strerror or brief(error)
+            message = ("disk", error.errno or errno.EIO, why, error.filename)
         line.send(message)
 
 
@@ -227,12 +246,14 @@ def cores() -> int:
 def seats(setup: Setup, count: int, gpus: Sequence[str] = ()) -> list[Seat]:
     """What each of `count` workers may use: a GPU of its own, in turn, or its share of the cores.
 
+    None has more threads than this process, of which the user's OMP_NUM_THREADS decides.
+
     Args:
         setup: of all of them.
         count: of workers.
         gpus: names of the GPUs as CUDA_VISIBLE_DEVICES takes them; none works on the CPU.
     """
-    share = max(1, cores() // count)
+    share = max(1, min(torch.get_num_threads(), cores() // count))
     found = []
     for number in range(count):
         values = {name: str(share) for name in THREADS}

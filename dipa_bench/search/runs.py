@@ -36,9 +36,10 @@ from dipa_bench.tracking.records import RunRecord
 
 CHECKPOINTS = ".checkpoints"  # below a row's folder: a trial that is run again has a new number
 SHIFTS = "shifts.parquet"
-ON_GPU = 8  # settings in one batch, where a few images do not fill the device
+GROUP = 8  # settings in one job; on a GPU one batch, as a few images do not fill the device
 SETTINGS_NOTE = "settings_in_batch"  # of a trial that ran beside others
 BATCH_NOTE = "batch_size"  # of a fit for whose batches the memory did not suffice
+MEASURED_NOTE = "images_in_batch"  # that were measured at once in such a run
 STORAGE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", "EPERM")}
 Report = Callable[[int, float], str | None]
 """(step, validation PSNR) -> why the search gives the trial up, or None."""
@@ -74,6 +75,8 @@ def run_trials(
 ) -> tuple[RunRecord, ...]:
     """Several trials; settings that need no training race, in one batch where they can be joined.
 
+    Once memory did not suffice, a row's settings are run one after the other in smaller batches.
+
     Args:
         bench, row: as for `run_trial`.
         blanks, places: of each trial.
@@ -86,12 +89,13 @@ def run_trials(
     pairs = list(zip(blanks, places, strict=True))
     runs = [_Run(bench, row, blank, place, "val", report, progress) for blank, place in pairs]
     images = bench.task.images.validation
-    if not untrained(row) or any(BATCH_NOTE in blank.notes for blank in blanks):
-        for run in runs:
-            run.attempt(lambda run=run: run.measure(images))
-        return tuple(run.end() for run in runs)
+    short = row.name in bench.batches or any(MEASURED_NOTE in blank.notes for blank in blanks)
     try:
-        _race(bench, runs, images, bar)
+        if untrained(row) and not short:
+            _race(bench, runs, images, bar)
+        else:
+            for run in runs:
+                _measure(runs, run, images)
     except KeyboardInterrupt:
         for run in runs:
             run.stop()
@@ -138,6 +142,7 @@ class _Run:
         report: Report,
         progress: Callable[[Progress], None],
     ) -> None:
+        record = record.model_copy(update={"environment": dict(bench.environment)})
         self._bench, self._row, self._record, self._place = bench, row, record, place
         self._split, self._final = split, split == "test"
         records.write(place, record)
@@ -162,6 +167,11 @@ class _Run:
         self._paused = 0.0
 
     @property
+    def measured(self) -> bool:
+        """Whether there are figures of the split."""
+        return f"{self._split}/psnr" in self.metrics
+
+    @property
     def alive(self) -> bool:
         """Whether nothing has ended it yet."""
         return self._update["state"] == "finished"
@@ -184,7 +194,8 @@ class _Run:
 
     def stop(self) -> None:
         """Writes down that the user stopped it."""
-        stopped = {"state": "interrupted", "reason": "stopped by the user", "finished": time.time()}
+        stopped = {"state": "interrupted", "reason": "stopped by the user"}
+        stopped |= {"finished": now(self._record)}
         records.write(self._place, self._record.model_copy(update=stopped))
 
     def note(self, name: str, value: Value) -> None:
@@ -208,7 +219,7 @@ class _Run:
                 "metrics": finite,
                 "series": self.series,
                 "notes": notes_of(self._context) | self._record.notes,
-                "finished": time.time(),
+                "finished": now(self._record),
             }
         )
         records.write(self._place, done)
@@ -224,6 +235,16 @@ class _Run:
         devices.synchronise(bench.task.device)
         elapsed = time.perf_counter() - started
         self.metrics["fit/seconds"] = elapsed + bench.saved - saved + self._context.earlier
+
+    def fit_or_measure(self, images: ImageSet) -> None:
+        """Fits; where memory does not suffice, measures as well, in smaller batches."""
+        try:
+            self.fit()
+            return
+        except Exception as error:
+            if not devices.out_of_memory(error):
+                raise
+        self.measure(images)
 
     def score(self, raced: Raced) -> None:
         """Takes what came of a race.
@@ -252,21 +273,24 @@ class _Run:
         run is repeated with the same.
         """
         context, row, full = self._context, self._row, self._bench.study.budget.batch_size
-        size = int(self._record.notes.get(BATCH_NOTE, self._bench.batches.get(row.name, full)))
+        most = int(self._record.notes.get(MEASURED_NOTE, self._bench.batches.get(row.name, BATCH)))
         while True:
+            size = max(1, full * most // BATCH)
             context.budget = replace(context.budget, batch_size=size)
-            if size < full:
-                context.notes[BATCH_NOTE] = size
+            if most < BATCH:
+                context.notes |= {BATCH_NOTE: size, MEASURED_NOTE: most}
+            self.reconstructor = None
             try:
-                self._fit_and_measure(images, max(1, BATCH * size // full))
+                self._fit_and_measure(images, most)
                 return
             except Exception as error:
-                if size == 1 or not devices.out_of_memory(error):
+                smallest = size if self.reconstructor is None else most
+                if smallest == 1 or not devices.out_of_memory(error):
                     raise
                 reason = brief(error)
             self.reconstructor = None
-            context.notes["memory"] = f"a batch of {size} did not fit: {reason}"
-            size = self._bench.batches[row.name] = size // 2
+            context.notes["memory"] = f"{size} in a batch, {most} to measure: {reason}"
+            most = self._bench.batches[row.name] = most // 2
             context.series.clear()
             devices.free_memory(self._bench.task.device)
 
@@ -308,12 +332,12 @@ def _race(bench: Workbench, runs: Sequence[_Run], images: ImageSet, bar: Sequenc
     """Fits all, then runs them on the images as far as they may still be the best."""
     for run in runs:
         started = time.perf_counter()
-        run.attempt(run.fit)
+        run.attempt(lambda run=run: run.fit_or_measure(images))
         _others(runs, run, time.perf_counter() - started)
-    ready = [run for run in runs if run.alive]
+    ready = [run for run in runs if run.alive and not run.measured]
     if not ready:
         return
-    if len(ready) > 1:
+    if len(ready) > 1 and joins(bench):
         for run in ready:
             run.note(SETTINGS_NOTE, len(ready))
     started = time.perf_counter()
@@ -323,6 +347,7 @@ def _race(bench: Workbench, runs: Sequence[_Run], images: ImageSet, bar: Sequenc
         images,
         bar if len(bar) == len(images) else None,
         enabled=bench.study.search.race and len(bench.study.objectives) == 1,
+        joined=joins(bench),
     )
     elapsed = time.perf_counter() - started
     work = [raced.seconds * len(raced.mse) for raced in found]
@@ -331,11 +356,18 @@ def _race(bench: Workbench, runs: Sequence[_Run], images: ImageSet, bar: Sequenc
     for run, raced, own in zip(ready, found, work, strict=True):
         run.aside(-elapsed * own / (sum(work) or 1.0))
         if raced.error is not None and devices.out_of_memory(raced.error):
-            started = time.perf_counter()
-            run.attempt(lambda run=run: run.measure(images))
-            _others(runs, run, time.perf_counter() - started)
+            raced.error.with_traceback(None)  # its frames hold what filled the memory
+            devices.free_memory(bench.task.device)
+            _measure(runs, run, images)
         else:
             run.attempt(lambda run=run, raced=raced: run.score(raced))
+
+
+def _measure(runs: Sequence[_Run], mine: _Run, images: ImageSet) -> None:
+    """Fits and measures one run of a batch."""
+    started = time.perf_counter()
+    mine.attempt(lambda: mine.measure(images))
+    _others(runs, mine, time.perf_counter() - started)
 
 
 def _others(runs: Sequence[_Run], mine: _Run, seconds: float) -> None:
@@ -374,16 +406,37 @@ def _ending(error: BaseException, place: Path) -> dict[str, str]:
     return {"state": "failed", "reason": brief(error, kind=not isinstance(error, UserError))}
 
 
+def now(record: RunRecord) -> float:
+    """The time at which a run ends: never before it began, wherever the clock was set to."""
+    return max(record.started, time.time())
+
+
 def untrained(row: Row) -> bool:
     """Whether a row's settings need no training, so that trying one is running it."""
     return not row.method.stochastic
 
 
-def batch_of(bench: Workbench, row: Row) -> int:
-    """How many trials of a row are one job."""
-    if not untrained(row) or "seconds" in bench.study.objectives:
+def joins(bench: Workbench) -> bool:
+    """Whether several settings run as one batch; a CPU gains nothing, and rounds differently."""
+    return bench.study.search.batch is not None or bench.task.device.type == "cuda"
+
+
+def batch_of(bench: Workbench, row: Row, blind: bool, hands: int) -> int:
+    """How many trials of a row are one job, whose settings race against each other.
+
+    Args:
+        bench, row: the workbench and the row.
+        blind: whether the next draws would be the same whatever the trials before them brought.
+        hands: workers that share the trials out.
+    """
+    study = bench.study
+    if not untrained(row) or "seconds" in study.objectives:
         return 1  # a batch's seconds are shared alike, whoever took them
-    return bench.study.search.batch or (ON_GPU if bench.task.device.type == "cuda" else 1)
+    if study.search.batch is not None or joins(bench):
+        return study.search.batch or GROUP
+    if not blind or study.budget.minutes is not None or study.search.plateau is not None:
+        return 1  # whether there is a next trial depends on this one
+    return max(1, GROUP // hands)
 
 
 def budget_of(spec: BudgetSpec, final: bool) -> Budget:

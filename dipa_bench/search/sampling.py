@@ -225,7 +225,11 @@ def _tpe(seed: int) -> TPESampler:
 
 def ask(study: Study, space: Block) -> Trial:
     """The next trial that waits, or a new one, with what a `NumberedSampler` drew and no more."""
-    trial = study.ask()
+    return fill(study.ask(), space)
+
+
+def fill(trial: Trial, space: Block) -> Trial:
+    """A trial with what a `NumberedSampler` drew for it and no more."""
     for name in trial.relative_params:
         found = space[name]
         if isinstance(found, CategoricalDistribution):

@@ -86,8 +86,8 @@ class SearchSpec(Strict):
         Field(
             ge=1,
             le=64,
-            description="settings that need no training and are tried as one batch; by default 1 "
-            "on a CPU, 8 on a GPU",
+            description="settings that need no training and run as one batch; by default 8 on a "
+            "GPU, 1 on a CPU, where up to 8 race side by side until a sampler learns from them",
         ),
     ] = None
     plateau: Annotated[

@@ -12,7 +12,13 @@ from typing import TypeVar
 
 import optuna
 import sqlalchemy.exc
-from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+)
 from tenacity import wait_random_exponential as growing
 
 from dipa_bench.errors import UserError, brief
@@ -30,6 +36,12 @@ AWAY = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.PendingRollbackError,
+)
+FIRST = Retrying(  # several machines may make the tables of an empty database at once
+    retry=retry_if_exception_type((sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError)),
+    wait=growing(multiplier=0.2, max=2),
+    stop=stop_after_attempt(6),
+    reraise=True,
 )
 
 Result = TypeVar("Result")
@@ -65,10 +77,12 @@ def connect(url: str) -> optuna.storages.RDBStorage:
         UserError: nobody answers, we are not let in, or the driver is not installed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return optuna.storages.RDBStorage(
+            return FIRST(
+                optuna.storages.RDBStorage,
                 _with_driver(url),
                 engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}},
                 heartbeat_interval=HEARTBEAT,

@@ -120,7 +120,7 @@ def _quiet() -> Iterator[None]:
     before = {name: logging.getLogger(name).level for name in _QUIET}
     try:
         for name in _QUIET:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         yield
     finally:
         for name, level in before.items():

@@ -131,6 +131,7 @@ def small(images: Path) -> list[str]:
         "budget.train_images": 8,
         "budget.epochs": 1,
         "budget.final_epochs": 1,
+        "search.batch": 1,
     }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     return ["--task", "sr", "--device", "cpu", *sets]

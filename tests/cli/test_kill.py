@@ -252,10 +252,9 @@ def test_nothing_is_lost_or_counted_twice_however_often_it_is_killed(
         assert sorted(trial.index for trial in finished) == list(range(trials))
         assert {trial.state for trial in ours} <= {"finished", "interrupted"}
         interrupted += len(ours) - len(finished)
-        assert [trial.number for trial in ours] == list(range(len(ours)))
-        assert states_in_journal(place / method) == [
-            "COMPLETE" if trial.state == "finished" else "FAIL" for trial in ours
-        ]
+        complete = {trial.number for trial in finished}
+        for number, state in enumerate(states_in_journal(place / method)):
+            assert state == ("COMPLETE" if number in complete else "FAIL")
         assert records.read(place / method).metrics["search/trials"] == trials
     assert interrupted >= kills // 2, (interrupted, victim.kills)
     assert sorted(sent_runs(work)) == sorted(

@@ -136,16 +136,16 @@ def test_a_signal_stops_with_one_line_and_the_same_command_goes_on(
 ) -> None:
     from dipa_bench.search import runs
 
-    real, calls = runs.evaluate, []
+    real, calls = runs.race, []
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
-    def evaluate(*arguments, **options):
+    def race(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), number)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(runs, "evaluate", evaluate)
+    monkeypatch.setattr(runs, "race", race)
     done = study("--methods", "identity", "--trials", "3", "--name", "one")
     assert done.code == 130
     last = done.err.splitlines()[-1]

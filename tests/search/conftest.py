@@ -65,7 +65,10 @@ def resolved(methods: dict[str, Any] | list[str], name: str = "small", **values:
     rows = methods if isinstance(methods, dict) else {method: {} for method in methods}
     budget = {"trials": 3, "seeds": 2, "epochs": 1, "final_epochs": 1, "batch_size": 3}
     raw = {"task": "sr", "methods": rows, "budget": budget | values.pop("budget", {})}
-    return study_file.resolve(raw | values.pop("raw", {}), name=name, **values)
+    given = values.pop("raw", {})
+    # one trial after the other, and every one whole unless a test says how it is to search
+    given["search"] = {"batch": 1} | given.get("search", {"race": False})
+    return study_file.resolve(raw | given, name=name, **values)
 
 
 class Ears(Observer):

@@ -47,12 +47,16 @@ def user() -> str | None:
 class Server:
     """A PostgreSQL server in a folder of its own.
 
+    Args:
+        folder: empty.
+        durable: whether it waits for the disk, as a server that is to be measured must.
+
     Attributes:
         url: with the password in it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._user = folder, user()
+    def __init__(self, folder: Path, durable: bool = False) -> None:
+        self._folder, self._user, self._durable = folder, user(), durable
         with socket.socket() as line:
             line.bind(("127.0.0.1", 0))
             self._port = line.getsockname()[1]
@@ -72,7 +76,8 @@ class Server:
     def start(self) -> None:
         """Starts it and waits until it answers."""
         command = [binary("postgres"), "-D", str(self._folder / "data"), "-k", str(self._folder)]
-        command += ["-p", str(self._port), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        command += ["-p", str(self._port), "-c", "listen_addresses=127.0.0.1"]
+        command += ["-c", f"fsync={'on' if self._durable else 'off'}"]
         self._process = subprocess.Popen(
             command, user=self._user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -102,8 +107,11 @@ class Server:
 
 
 @contextmanager
-def postgresql() -> Iterator[Server]:
+def postgresql(durable: bool = False) -> Iterator[Server]:
     """A running server, gone afterwards with all it kept.
+
+    Args:
+        durable: whether it waits for the disk.
 
     Raises:
         Missing: there is none to be had here.
@@ -111,7 +119,7 @@ def postgresql() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="dipa-postgresql-"))
     folder.chmod(0o755)
     try:
-        server = Server(folder)
+        server = Server(folder, durable)
         server.start()
         try:
             yield server
