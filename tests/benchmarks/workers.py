@@ -1,6 +1,6 @@
 """Wall time of one study with one worker of one thread, two of them, and one worker of two threads.
 
-    python tests/benchmarks/workers.py [--methods ldipa,ldipa-kronecker] [--trials 8]
+    python tests/benchmarks/workers.py [--methods ldipa] [--trials 8] [--images 140]
 
 Every variant runs in a folder of its own, with no teacher computed before; its time is that of the
 whole command, start of the workers included.
@@ -23,10 +23,16 @@ VARIANTS = {  # name to threads of the parent and further options
 }
 
 
-def seconds(threads: str, options: tuple[str, ...], methods: str, trials: int) -> float:
+def seconds(threads: str, options: tuple[str, ...], chosen: argparse.Namespace) -> float:
     """Wall time of the study."""
-    command = ["study", "--task", "sr", "--device", "cpu", "--methods", methods]
-    command += ["--trials", str(trials), "--name", "timed", "--set", "search.pruner=none", *options]
+    settings = {
+        "search.pruner": "none",
+        "budget.train_images": chosen.images,
+        "budget.final_epochs": 4,
+    }
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = ["study", "--task", "sr", "--device", "cpu", "--methods", chosen.methods, *sets]
+    command += ["--trials", str(chosen.trials), "--name", "timed", *options]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         subprocess.run(
@@ -41,14 +47,15 @@ def seconds(threads: str, options: tuple[str, ...], methods: str, trials: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", default="ldipa,ldipa-kronecker")
+    parser.add_argument("--methods", default="ldipa")
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--images", type=int, default=140, help="to train on")
     parser.add_argument("--repeats", type=int, default=1)
     chosen = parser.parse_args()
     best = dict.fromkeys(VARIANTS, float("inf"))
     for _ in range(chosen.repeats):
         for name, (threads, options) in VARIANTS.items():
-            took = seconds(threads, options, chosen.methods, chosen.trials)
+            took = seconds(threads, options, chosen)
             best[name] = min(best[name], took)
             print(f"{name}: {took:.1f} s", flush=True)
     one, two, wide = best.values()
