@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dipa_bench.registry import get
+from dipa_bench.search.schema import SearchSpec
 
 ROOT = Path(__file__).parents[1]
 TASKS = (ROOT / "docs" / "tasks.md").read_text("utf-8")
@@ -52,10 +53,15 @@ def test_priors_say_which_pass_gradients():
         assert row.split("|")[4].strip() == word
 
 
+def test_every_key_of_the_search_is_explained():
+    text = (ROOT / "docs" / "search.md").read_text("utf-8")
+    for name in SearchSpec.model_fields:
+        assert f"`search.{name}" in text, name
+
+
 def test_links_lead_somewhere():
-    docs = ROOT / "docs"
-    pages = ((README, ROOT), (TASKS, docs), (LEARNED, docs), (NETWORKS, docs), (OPERATORS, docs))
-    for text, place in pages:
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text, place = page.read_text("utf-8"), page.parent
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (place / link).exists(), link
 
