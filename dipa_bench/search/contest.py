@@ -13,6 +13,7 @@ from dipa_bench import parameters
 from dipa_bench.parameters import Value
 from dipa_bench.search import journal, outcome
 from dipa_bench.search.aims import aims_of, pruner_of
+from dipa_bench.search.attempt import now
 from dipa_bench.search.bench import Workbench, log_read
 from dipa_bench.search.claims import Claims
 from dipa_bench.search.desk import Desk
@@ -20,7 +21,7 @@ from dipa_bench.search.jobs import Job, Lost
 from dipa_bench.search.kept import SHOWN
 from dipa_bench.search.observer import Observer
 from dipa_bench.search.row import Row
-from dipa_bench.search.runs import batch_of, now
+from dipa_bench.search.runs import batch_of
 from dipa_bench.search.sampling import MODELS, STARTUP, NumberedSampler
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord

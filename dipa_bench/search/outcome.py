@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from dipa_bench.evaluation import statistics
+from dipa_bench.search.attempt import SHIFTS
 from dipa_bench.search.kept import SHOWN
-from dipa_bench.search.runs import SHIFTS
 from dipa_bench.tracking.records import RunRecord
 
 

@@ -89,7 +89,10 @@ def plan(study: StudyFile, task: Task) -> Plan:
             epochs * epoch if row.method.stochastic else one_pass
             for epochs in (study.budget.epochs, study.budget.final_epochs)
         )
-        seconds = trials * (trial_fit + validation * forward) + seeds * (seed_fit + test * forward)
+        one_trial = trial_fit + validation * forward
+        if searched and study.budget.minutes is not None:
+            trials = max(1, round(60 * study.budget.minutes / max(one_trial, 1e-9)))
+        seconds = trials * one_trial + seeds * (seed_fit + test * forward)
         minutes = seconds / 60
         rows.append(RowPlan(name, trials, seeds, row.method.learned, minutes, skip))
     return Plan(rows, int(1.2 * devices.peak_memory(task.device)))

@@ -20,10 +20,10 @@ from dipa_bench.methods import FitContext, Method, Reconstructor, SolverOnly
 from dipa_bench.parameters import Value, build
 from dipa_bench.preconditioners import Identity, Preconditioner
 from dipa_bench.search import rerun
+from dipa_bench.search.attempt import budget_of
 from dipa_bench.search.bench import Workbench
 from dipa_bench.search.problem import build_task
 from dipa_bench.search.row import Row
-from dipa_bench.search.runs import budget_of
 from dipa_bench.search.study import STUDY
 from dipa_bench.search.study_file import MethodSpec, StudyFile
 from dipa_bench.tasks.base import Task

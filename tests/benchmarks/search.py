@@ -43,13 +43,13 @@ from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import FitContext
 from dipa_bench.parameters import Search, Value
 from dipa_bench.search import study_file
+from dipa_bench.search.attempt import budget_of
 from dipa_bench.search.conductor import Conductor
 from dipa_bench.search.desk import Desk
 from dipa_bench.search.observer import Observer
 from dipa_bench.search.pool import Inline
 from dipa_bench.search.problem import build_task
 from dipa_bench.search.row import Row
-from dipa_bench.search.runs import budget_of
 from dipa_bench.search.study import open_bench
 from dipa_bench.search.study_file import BudgetSpec, StudyFile
 from dipa_bench.tasks.base import Task
