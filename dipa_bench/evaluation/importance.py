@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("study", "method", "parameter", "importance", "chance", "trials")
 CHANCE = "(chance)"  # the random number's name; no parameter has brackets in its name
-LEAST = 8  # finished trials, below which a forest says nothing
+LEAST = 8  # trials with a value, below which a forest says nothing
 _SEED = 0
 _DECADE = 10.0  # positive values that spread over more than this are taken on a logarithmic scale
 
@@ -33,12 +33,12 @@ _DECADE = 10.0  # positive values that spread over more than this are taken on a
 def parameter_importance(trials: pd.DataFrame) -> pd.DataFrame:
     """The importance of every hyper-parameter of every method, the most important first.
 
-    Only finished trials with a value count; of them, only the parameters that all have (a
-    conditional one, such as the width of one of several networks, is left out), and of those the
-    ones of which at least two values were tried. Deterministic.
+    Trials with a value count, or with the estimate of one that left a race; of them, only the
+    parameters that all have (a conditional one, such as the width of one of several networks, is
+    left out), and of those the ones of which at least two values were tried. Deterministic.
 
     Args:
-        trials: study, method, state, value (dB) and params (dict), as in `Results.trials`.
+        trials: study, method, state, value, estimate (dB) and params, as in `Results.trials`.
 
     Returns:
         A frame with the columns `COLUMNS`: importance in [0, 1] and chance, that of the random
@@ -54,8 +54,9 @@ def parameter_importance(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_method(names: dict[str, Hashable], trials: pd.DataFrame) -> list[dict[str, Any]]:
-    values = trials["value"].astype(float)
-    done = trials[(trials["state"] == "finished") & values.map(math.isfinite)]
+    raced = trials["estimate"].where(trials["state"] == "pruned")
+    values = trials["value"].where(trials["state"] == "finished").fillna(raced).astype(float)
+    done = trials.assign(value=values)[values.map(math.isfinite)]
     given = [params if isinstance(params, dict) else {} for params in done["params"]]
     searched = _searched(given)
     if len(done) < LEAST or not searched or done["value"].nunique() < 2:

@@ -137,6 +137,7 @@ def build(
                         "index": number,
                         "state": state,
                         "value": np.nan if state == "diverged" else 24 + gain - rng.exponential(),
+                        "estimate": np.nan,
                         "seconds": 30.0,
                         "borrowed": 0.0,
                         "parameters": numbers_of(name, size) * (1 + number % 4)

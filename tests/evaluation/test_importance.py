@@ -12,7 +12,7 @@ import pytest
 from dipa_bench.evaluation.importance import COLUMNS, LEAST, parameter_importance
 
 
-def table(values, params, states=None, method="m", study="s"):
+def table(values, params, states=None, method="m", study="s", estimates=math.nan):
     count = len(values)
     return pd.DataFrame(
         {
@@ -21,6 +21,7 @@ def table(values, params, states=None, method="m", study="s"):
             "number": range(count),
             "state": states or ["finished"] * count,
             "value": values,
+            "estimate": estimates,
             "params": params,
         }
     )
@@ -86,6 +87,23 @@ def test_only_finished_trials_with_a_value_count():
     found = parameter_importance(table(values, params, states))
     assert set(found["trials"]) == {LEAST}
     assert found.iloc[0]["parameter"] == "fit.width"
+
+
+def test_those_that_left_a_race_count_with_their_estimate():
+    """As if they had stayed, where the estimate is right; a finished trial's own value counts."""
+    params = points()
+    values = [EFFECTS["fit.width"](p) for p in params]
+    whole = parameter_importance(table(values, params))
+    left = [number % 3 == 0 for number in range(len(values))]
+    found = parameter_importance(
+        table(
+            [math.nan if gone else value for value, gone in zip(values, left, strict=True)],
+            params,
+            ["pruned" if gone else "finished" for gone in left],
+            estimates=[value if gone else 99.0 for value, gone in zip(values, left, strict=True)],
+        )
+    )
+    pd.testing.assert_frame_equal(found, whole)
 
 
 def test_too_few_or_equal_trials_say_nothing():
