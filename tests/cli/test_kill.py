@@ -196,7 +196,7 @@ class Victim:
             orphans = self._children()
             self._process.kill()
             self._process.wait()
-            psutil.wait_procs(orphans, timeout=5)
+            psutil.wait_procs(orphans, timeout=60)  # one that still imports ends after that
             assert not any(orphan.is_running() for orphan in orphans)
             self.kills["study"] += 1
         return True
@@ -207,7 +207,7 @@ class Victim:
             orphans = self._children()
             self._process.kill()
             self._process.wait()
-            psutil.wait_procs(orphans, timeout=5)
+            psutil.wait_procs(orphans, timeout=60)  # one that still imports ends after that
 
     def _children(self) -> list[psutil.Process]:
         try:

@@ -294,9 +294,10 @@ def test_a_signal_ends_all_processes_and_the_same_command_goes_on(
     assert lines[-1] == "stopped; run the same command to continue study 'one'"
     assert all(line.startswith(("study 'one'", "identity, trial")) for line in lines[:-1]), lines
     found = trial_records(place)
-    assert {trial.state for trial in found} <= {"finished", "interrupted"}
-    stopped = [trial for trial in found if trial.state == "interrupted"]
-    assert len(stopped) == (2 if at_work else 0)
+    stopped = [trial for trial in found if trial.state != "finished"]
+    assert {trial.state for trial in stopped} <= {"interrupted"}
+    # one of two may just have ended, and the next not begun
+    assert (1 <= len(stopped) <= 2) if at_work else not stopped
     assert {trial.reason for trial in stopped} <= {"stopped by the user"}
     assert study("--methods", "identity", "--trials", "6", "--name", "one").code == 0
     assert [trial.index for trial in counted(place)] == list(range(6))
