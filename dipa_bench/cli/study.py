@@ -150,12 +150,21 @@ def run(request: Request) -> None:
         return
     try:
         complete = [_run_all(one, made, place) for one in _repeats(study, request.repeats)]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as error:
+        if not _by_user(error):
+            raise
         raise Stopped(f"stopped; run the same command to continue study {study.name!r}") from None
     if all(complete):
         _print_board(study, place.uri)
     else:
         print("no leaderboard: the results were not all sent, `dipa-bench sync` sends them")
+
+
+def _by_user(error: BaseException | None) -> bool:
+    """Whether an error is a user's Ctrl-C, or what a library made of one when it tidied up."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _resolve(request: Request, where: torch.device) -> StudyFile:

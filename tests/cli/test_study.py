@@ -130,6 +130,27 @@ def test_a_failing_row_is_on_the_leaderboard_with_its_reason(
 # ---------------------------------------------------------------------------- being stopped
 
 
+def test_a_stop_that_a_library_trips_over_is_a_stop(
+    study, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna's file lock, interrupted half-way, complains of a missing file."""
+    from dipa_bench.search import runs
+
+    def race(*arguments, **options):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            (work / "gone").unlink()
+
+    monkeypatch.setattr(runs, "race", race)
+    monkeypatch.setattr("dipa_bench.search.attempt.STORAGE", {errno.ENOENT})
+    done = study("--methods", "identity", "--trials", "3", "--name", "one")
+    assert (done.code, done.err.splitlines()[-1]) == (
+        130,
+        "stopped; run the same command to continue study 'one'",
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_with_one_line_and_the_same_command_goes_on(
     number: int, study, work: Path, monkeypatch: pytest.MonkeyPatch

@@ -178,7 +178,7 @@ def test_published_rules_use_the_published_teacher(context):
     assert found.notes["teacher.step"] == 0.7
     assert found.notes["teacher.units"] == "absolute"
     assert found.notes["teacher.strength"] == pytest.approx(2 / 255)
-    folder = found.teachers._folder
+    folder = found.teachers.folder
     assert list(folder.glob("targets-*"))
     assert not list(folder.glob("settings-*"))
 
@@ -285,7 +285,7 @@ def test_along_asks_for_no_path_without_its_weight(context):
     task, run = small_task(iterations=2), context(epochs=1)
     values = {"distill.alignment": "along", "distill.weight_gradient": 0.0}
     LDIPA.fit(task, settings(**values), run)
-    (file,) = run.teachers._folder.glob("targets-*")
+    (file,) = run.teachers.folder.glob("targets-*")
     from safetensors.torch import load_file
 
     assert set(load_file(file)) == {"estimates", "gradients"}

@@ -227,7 +227,7 @@ def test_supervised_reads_no_teacher(context):
         found = context(epochs=1)
         method = registry.get("methods", f"pointwise+{rule}")
         fit(method, task, found, **{"train.initial": "identity"})
-        folder = found.teachers._folder
+        folder = found.teachers.folder
         assert bool(list(folder.glob("*"))) == wanted, rule
         assert ("teacher.step" in found.notes) == wanted
 
