@@ -224,6 +224,9 @@ def same_ranges(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> N
 
 def _close_running(study: optuna.Study, folder: Path, aims: Aims) -> None:
     for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.WAITING:  # the process ended before the trial began
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            continue
         place = trial_folder(folder, trial.number)
         record = records.read(place) if (place / records.RECORD).exists() else None
         if record is not None and record.state == "running":

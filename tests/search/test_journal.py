@@ -203,3 +203,15 @@ def test_a_study_is_not_continued_with_other_images(tmp_path: Path, lab: SimpleN
     path.write_text(json.dumps(json.loads(path.read_text()) | {"images": "0123"}))
     with pytest.raises(UserError, match="begun with other images"):
         lab.bench(study, tmp_path)
+
+
+def test_a_trial_that_was_entered_but_never_begun_does_not_hold_its_index(
+    tmp_path: Path, lab: SimpleNamespace
+) -> None:
+    """As after a stop between the two; a search would wait for it for ever."""
+    lab.search(lab.resolved(["identity"], trials=2), tmp_path, "identity")
+    folder = study_folder(tmp_path, "small") / "identity"
+    opened(folder).enqueue_trial({}, user_attrs={journal.INDEX: 2})
+    lab.search(lab.resolved(["identity"], trials=4), tmp_path, "identity")
+    ended = journal.trial_records(folder)
+    assert [(trial.number, trial.index) for trial in ended] == [(0, 0), (1, 1), (3, 2), (4, 3)]
