@@ -181,14 +181,15 @@ def _serve(line: connection.Connection, setup: Setup) -> None:
     """Does the jobs that come along the line, until it is closed or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_follow_parent, daemon=True).start()
     try:
-        _work(line, setup)
+        try:
+            signal.signal(signal.SIGTERM, _stop)
+            threading.Thread(target=_follow_parent, daemon=True).start()
+            _work(line, setup)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a last SIGTERM may interrupt
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         pass  # the parent has no more use for this process
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _work(line: connection.Connection, setup: Setup) -> None:

@@ -137,3 +137,32 @@ def test_a_killed_worker_is_told_and_replaced_and_one_without_data_says_so(busy)
             while True:
                 pool.wait(30)
     assert not workers()
+
+
+@pytest.mark.parametrize("after", [EOFError, KeyboardInterrupt])
+def test_a_worker_that_is_asked_to_end_while_it_ends_says_nothing(
+    after: type[BaseException], monkeypatch
+) -> None:
+    """The line closes, the worker is on its way out, and then its SIGTERM arrives."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    set_handler = signal.signal
+    late = [True]
+
+    def disturbed(number: int, handler: object) -> object:
+        if handler is signal.SIG_IGN and number == signal.SIGTERM and late:
+            late.clear()
+            signal.raise_signal(signal.SIGTERM)
+        return set_handler(number, handler)
+
+    def work(line: object, setup: object) -> None:
+        raise after
+
+    monkeypatch.setattr(processes, "_work", work)
+    monkeypatch.setattr(signal, "signal", disturbed)
+    try:
+        processes._serve(None, SETUP)
+    finally:
+        monkeypatch.undo()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert not late
