@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from dipa_bench.errors import UserError
+
+Result = TypeVar("Result")
 
 
 def resolve(name: str = "auto") -> torch.device:
@@ -103,6 +107,15 @@ def mixes(device: torch.device) -> bool:
 def mixed(device: torch.device, enabled: bool) -> torch.autocast:
     """A context in which matrix products and convolutions run in bfloat16 if `enabled`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What `work` gives, and the seconds it takes on a device."""
+    synchronise(device)
+    started = time.perf_counter()
+    result = work()
+    synchronise(device)
+    return result, time.perf_counter() - started
 
 
 def synchronise(device: torch.device) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -66,13 +65,7 @@ class Evaluation:
         Raises:
             Diverged: an image's PSNR is NaN or below `LOWEST`.
         """
-        lost = int((~(self.psnr >= LOWEST)).sum())
-        if lost:
-            worst = self.psnr.min().item()
-            raise Diverged(
-                f"{lost} of {len(self.images)} reconstructions left the image range "
-                f"(worst PSNR {worst:.1f} dB)"
-            )
+        in_range(self.psnr.numpy())
         return self
 
     def image_table(self, seed: int) -> pd.DataFrame:
@@ -113,6 +106,23 @@ class Evaluation:
         )
 
 
+def in_range(psnr: np.ndarray) -> None:
+    """Checks that reconstructions are images at all.
+
+    Args:
+        psnr: theirs [dB], at least one.
+
+    Raises:
+        Diverged: one is NaN or below `LOWEST`.
+    """
+    lost = int((~(psnr >= LOWEST)).sum())
+    if lost:
+        raise Diverged(
+            f"{lost} of {len(psnr)} reconstructions left the image range "
+            f"(worst PSNR {psnr.min():.1f} dB)"
+        )
+
+
 @torch.no_grad()
 def evaluate(
     reconstructor: Reconstructor,
@@ -134,7 +144,9 @@ def evaluate(
     batches = measured.split(batch)
     if record:  # curves and first calls take time that reconstructing does not
         reconstructor.run(batches[0], task.student)
-        seconds = _seconds(lambda: [reconstructor.run(y, task.student) for y in batches], task)
+        _, seconds = devices.timed(
+            lambda: [reconstructor.run(y, task.student) for y in batches], task.device
+        )
     runs: list[Trajectory] = []
 
     def run_all() -> None:
@@ -142,7 +154,7 @@ def evaluate(
             reference = x if record else None
             runs.append(reconstructor.run(y, task.student, record=record, reference=reference))
 
-    elapsed = _seconds(run_all, task)
+    _, elapsed = devices.timed(run_all, task.device)
     if not record:
         seconds = elapsed
     estimates = torch.cat([run.estimate for run in runs])
@@ -158,15 +170,6 @@ def evaluate(
         operator_calls=runs[0].operator_calls,
         denoiser_calls=runs[0].denoiser_calls,
     )
-
-
-def _seconds(work: Callable[[], object], task: Task) -> float:
-    """Seconds that `work` takes on the task's device."""
-    devices.synchronise(task.device)
-    started = time.perf_counter()
-    work()
-    devices.synchronise(task.device)
-    return time.perf_counter() - started
 
 
 def _joined(parts: list[Curves | None]) -> Curves | None:

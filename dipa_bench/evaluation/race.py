@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from dipa_bench import devices, digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
-from dipa_bench.evaluation.evaluate import BATCH, LOWEST
+from dipa_bench.evaluation.evaluate import BATCH, in_range
 from dipa_bench.evaluation.metrics import psnr_of_mse, psnr_pooled, squared_error
 from dipa_bench.methods import Reconstructor, together
 from dipa_bench.solvers import Trajectory
@@ -24,8 +22,6 @@ from dipa_bench.tasks.base import Task
 FIRST = 5  # images before the first comparison; every next one comes after twice as many
 LEVEL = 0.05  # p below which a difference counts
 LARGEST = 512  # images in one batch of several candidates
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Raced:
         """Itself.
 
         Raises:
-            Diverged: an image's PSNR is NaN or below `LOWEST`, or infinite.
+            Diverged: an image's PSNR is outside the range (`in_range`), or infinite.
             Exception: what the reconstructor raised.
         """
         if self.error is not None:
@@ -246,7 +242,7 @@ def _run_together(group: Sequence[_Runner], task: Task, measured: Tensor, truth:
     if joined is None:
         return False
     try:
-        runs, seconds = _timed(lambda: joined.run(measured, task.student), task)
+        runs, seconds = devices.timed(lambda: joined.run(measured, task.student), task.device)
     except Exception:  # one of them fails, or all are too much for the memory
         return False
     for runner, run in zip(group, runs, strict=True):
@@ -256,33 +252,22 @@ def _run_together(group: Sequence[_Runner], task: Task, measured: Tensor, truth:
 
 def _run_alone(runner: _Runner, task: Task, measured: Tensor, truth: Tensor) -> None:
     try:
-        run, seconds = _timed(lambda: runner.reconstructor.run(measured, task.student), task)
+        run, seconds = devices.timed(
+            lambda: runner.reconstructor.run(measured, task.student), task.device
+        )
         runner.take(run, truth, seconds)
     except Exception as error:  # a method may fail in any way; the others go on
         runner.fail(error)
 
 
-def _timed(work: Callable[[], Result], task: Task) -> tuple[Result, float]:
-    """What `work` gives, and the seconds it takes on the task's device."""
-    devices.synchronise(task.device)
-    started = time.perf_counter()
-    result = work()
-    devices.synchronise(task.device)
-    return result, time.perf_counter() - started
-
-
 def _notice_divergence(runner: _Runner) -> None:
     """Ends a candidate whose reconstructions left the image range, or are the truth itself."""
-    psnr = runner.psnr
-    lost = int((~(psnr >= LOWEST)).sum())
-    if lost:
-        runner.fail(
-            Diverged(
-                f"{lost} of {len(psnr)} reconstructions left the image range "
-                f"(worst PSNR {psnr.min():.1f} dB)"
-            )
-        )
-    elif np.isinf(psnr).any():
+    try:
+        in_range(runner.psnr)
+    except Diverged as error:
+        runner.fail(error)
+        return
+    if np.isinf(runner.psnr).any():
         runner.fail(Diverged("the mean PSNR is inf: a reconstruction is the truth"))
 
 

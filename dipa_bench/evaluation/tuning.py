@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from dipa_bench.errors import unknown
@@ -127,11 +128,25 @@ class Outcome:
         return float(one.spent(unit)[places[0]]) if len(places) else math.nan
 
 
-def spent(trials: pd.DataFrame) -> pd.Series:
-    """The seconds that each row's search had spent after each of its trials.
+def paid(seconds: ArrayLike, borrowed: ArrayLike) -> np.ndarray:
+    """The seconds that a search had spent after each of its trials.
 
-    They are those of all trials so far and, once, the largest that shared results saved any of
-    them: what another row computed first is charged to every row that uses it.
+    They are those of all trials so far and, once, the largest that shared results (a teacher) saved
+    any of them: what another row computed first is charged to every row that uses it.
+
+    Args:
+        seconds: of each trial, in order, n.
+        borrowed: seconds that each would have taken longer without shared results, n.
+
+    Returns:
+        n seconds, never falling.
+    """
+    lent = np.maximum.accumulate(np.asarray(borrowed, dtype=float))
+    return np.cumsum(np.asarray(seconds, dtype=float)) + lent
+
+
+def spent(trials: pd.DataFrame) -> pd.Series:
+    """What each row's search had `paid` after each of its trials.
 
     Args:
         trials: study, method, index, state, seconds and borrowed, in any order.
@@ -144,8 +159,9 @@ def spent(trials: pd.DataFrame) -> pd.Series:
     counted = trials[~trials["state"].isin(_NOT_COUNTED)]
     counted = counted.sort_values(["study", "method", "index"], kind="stable")
     known = counted[["seconds", "borrowed"]].astype(float).fillna(0.0)
-    rows = known.groupby([counted["study"], counted["method"]])
-    return rows["seconds"].cumsum() + rows["borrowed"].cummax()
+    rows = known.groupby([counted["study"], counted["method"]], sort=False)
+    ends = [paid(row["seconds"], row["borrowed"]) for _, row in rows]
+    return pd.Series(np.concatenate(ends) if ends else [], index=counted.index, dtype=float)
 
 
 def best_so_far(results: Results) -> pd.DataFrame:

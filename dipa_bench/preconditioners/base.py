@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,17 @@ from torch import Tensor, nn
 from dipa_bench.errors import UserError
 
 Shape = tuple[int, int, int]  # (C, H, W)
+
+
+PER_IMAGE = (
+    "iterate",
+    "point",
+    "measurement",
+    "previous_point",
+    "residual",
+    "gradient",
+    "previous_gradient",
+)  # fields of a state with one row for each image of a batch
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,17 @@ class State:
     gradient: Tensor | None = None
     previous_gradient: Tensor | None = None
     memory: Any = None
+
+    def of_images(self, rows: slice, memory: Any = None) -> State:
+        """The state of some images of the batch.
+
+        Args:
+            rows: of the batch.
+            memory: the preconditioner's of these images.
+        """
+        fields = {name: getattr(self, name) for name in PER_IMAGE}
+        cut = {name: None if field is None else field[rows] for name, field in fields.items()}
+        return replace(self, memory=memory, **cut)
 
 
 class Preconditioner(nn.Module):

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dipa_bench.preconditioners.base import Identity, Preconditioner, State
-
-PER_IMAGE = (
-    "iterate",
-    "point",
-    "measurement",
-    "previous_point",
-    "residual",
-    "gradient",
-    "previous_gradient",
-)  # fields of a state with one row for each image of a batch
 
 
 class Grouped(Preconditioner):
@@ -63,15 +52,8 @@ class Grouped(Preconditioner):
         for index, part in enumerate(self.parts):
             rows = slice(index * count, (index + 1) * count)
             memory = None if state.memory is None else state.memory[index]
-            found.append((part, gradient[rows], _of_rows(state, rows, memory)))
+            found.append((part, gradient[rows], state.of_images(rows, memory)))
         return found
-
-
-def _of_rows(state: State, rows: slice, memory: Any) -> State:
-    """The state of some images of a batch."""
-    fields = {name: getattr(state, name) for name in PER_IMAGE}
-    cut = {name: None if field is None else field[rows] for name, field in fields.items()}
-    return replace(state, memory=memory, **cut)
 
 
 def grouped(parts: Sequence[Preconditioner]) -> Preconditioner:

@@ -174,10 +174,9 @@ class Attempt:
         self.measure(images)
 
     def score(self, raced: Raced) -> None:
-        """Takes what came of a race.
+        """Takes what came of a race; one that it left early counts as pruned.
 
         Raises:
-            Pruned: it was given up.
             Diverged: as `Raced.check`.
         """
         raced.check()

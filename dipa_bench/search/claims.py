@@ -20,8 +20,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dipa_bench.search import journal
-from dipa_bench.search.journal import INDEX, Aims
-from dipa_bench.search.samplers import index_of
+from dipa_bench.search.journal import Aims
+from dipa_bench.search.samplers import INDEX, index_of
 from dipa_bench.search.sampling import ask, fill
 from dipa_bench.search.storage import Pulse, patiently
 from dipa_bench.tracking.records import RunRecord

@@ -240,7 +240,7 @@ def _do(
 
         bench = _bench(setup)
         row = Row.of(bench.study, job.row)
-        root = _shelf(setup) / row.name.replace("/", "__")  # checkpoints outlive a killed worker
+        root = records.method_folder(_shelf(setup), row.name)  # checkpoints outlive a killed worker
         places = tuple(root / f"{job.kind}-{record.number}" for record in job.records)
 
         def tell(job: Job, progress: Progress) -> None:

@@ -59,6 +59,7 @@ class Contest:
         self._best: dict[int, float] = {}  # what they reported
         self._seeds: dict[int, RunRecord] = {}
         self._todo: list[int] | None = None  # seeds; None while the search goes on
+        self._claims: Claims | None = None
         self._verdict: Claims | None = None
         obstacle = row.obstacle(bench.task)
         if obstacle:
@@ -72,12 +73,12 @@ class Contest:
         """Opens the search where it stands."""
         bench, row, task = self._bench, self.row, self._bench.task
         published = bench.study.rules == "published"
-        self._space = {} if published else row.distributions(task)
+        space = {} if published else row.distributions(task)
         self._fixed = row.published(task) if published else row.defaults(task)
         sampler = NumberedSampler(
-            self._space,
+            space,
             bench.seed(row.name, "search"),
-            row.known(task) if self._space else (),
+            row.known(task) if space else (),
             row.solver_names(task),
             bench.seed("solver settings"),
             conditions=row.conditions(task),
@@ -85,7 +86,7 @@ class Contest:
             kind=bench.study.search.sampler,
         )
         self._claims = self._desk.trials(
-            row.name, self.folder, self._space, sampler, aims_of(bench.study)
+            row.name, self.folder, space, sampler, aims_of(bench.study)
         )
         self._ended = {} if self._desk.shared else _counted(self.folder)
         self._wanted = planned_trials(row, bench)
@@ -101,6 +102,7 @@ class Contest:
             hands: workers that there are.
         """
         if self.done is None and self._todo is None:
+            self._fetch()
             if job := self._trials(hands):
                 return job
             if not self._running and self._searched():
@@ -111,12 +113,10 @@ class Contest:
 
     def _trials(self, hands: int) -> Job | None:
         """A job of one trial, or of several whose settings run as one batch."""
-        if self._desk.shared:
-            self._fetch()
+        if self._spent():
+            return None
         found = []
         for _ in range(self._batch(hands)):
-            if self._spent():
-                break
             trial = self._claims.next(self._wanted, self._ended)
             if trial is None:
                 break
@@ -243,7 +243,7 @@ class Contest:
 
     def close(self) -> None:
         """Lets go of what is not finished."""
-        for claims in (getattr(self, "_claims", None), self._verdict):
+        for claims in (self._claims, self._verdict):
             if claims is not None:
                 claims.close()
 
@@ -267,7 +267,6 @@ class Contest:
 
     def _searched(self) -> bool:
         """Whether all trials that there will be have ended, here or elsewhere."""
-        self._fetch()
         wanted = self._wanted
         return self._spent() or (wanted is not None and set(range(wanted)) <= set(self._ended))
 

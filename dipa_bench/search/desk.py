@@ -83,7 +83,7 @@ class SharedDesk(Desk):
             what: e.g. ``study``.
             value: JSON-serialisable.
         """
-        head = self._open(self._study, RandomSampler(), Aims())
+        head = self._head()
         before = patiently(lambda: head.user_attrs.get(what))
         if before is None:
             text = json.dumps(value)
@@ -93,8 +93,7 @@ class SharedDesk(Desk):
 
     def note(self, what: str, value: dict[str, Any]) -> None:
         """Keeps a value under a name, whatever was there before."""
-        head = self._open(self._study, RandomSampler(), Aims())
-        text = json.dumps(value)
+        head, text = self._head(), json.dumps(value)
         patiently(lambda: head.set_user_attr(what, text))
 
     def trials(
@@ -117,6 +116,10 @@ class SharedDesk(Desk):
     def close(self) -> None:
         self._pulse.close()
         self._storage.remove_session()
+
+    def _head(self) -> optuna.Study:
+        """Where the study keeps what concerns all rows."""
+        return self._open(self._study, RandomSampler(), Aims())
 
     def _open(self, name: str, sampler: BaseSampler, aims: Aims) -> optuna.Study:
         return patiently(

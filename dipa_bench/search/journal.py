@@ -18,12 +18,12 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from dipa_bench.errors import UserError
+from dipa_bench.search.samplers import INDEX
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal.log"
-INDEX = "index"  # attribute of a trial: its place in the search
 ENDED = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,

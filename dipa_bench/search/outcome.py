@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
 
 from dipa_bench.evaluation import statistics
+from dipa_bench.evaluation.tuning import paid
 from dipa_bench.search.attempt import SHIFTS
 from dipa_bench.search.kept import SHOWN
 from dipa_bench.tracking.records import RunRecord
 
 
 def spent(trials: Sequence[RunRecord]) -> list[float]:
-    """Seconds that a row's search has spent after each of its trials, given in their order.
-
-    What a trial took from results that others had paid for (a teacher) is charged once for the
-    row: the largest saving of any trial so far.
-    """
-    own = accumulate(trial.metrics.get("trial/seconds", 0.0) for trial in trials)
-    lent = accumulate((trial.metrics.get("trial/borrowed", 0.0) for trial in trials), max)
-    return [paid + borrowed for paid, borrowed in zip(own, lent, strict=True)]
+    """Seconds that a row's search has `paid` after each of its trials, given in their order."""
+    costs = ("trial/seconds", "trial/borrowed")
+    return paid(*([trial.metrics.get(cost, 0.0) for trial in trials] for cost in costs)).tolist()
 
 
 def within(trials: Sequence[RunRecord], minutes: float | None) -> list[RunRecord]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, resource_tracker
 from typing import Any, NoReturn
 
@@ -258,9 +258,9 @@ def seats(setup: Setup, count: int, gpus: Sequence[str] = ()) -> list[Seat]:
     found = []
     for number in range(count):
         values = {name: str(share) for name in THREADS}
-        own = Setup(setup.study, setup.folder, setup.teachers, setup.device, share)
+        own = replace(setup, threads=share)
         if gpus:
             values["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            own = Setup(setup.study, setup.folder, setup.teachers, "cuda", share)
+            own = replace(own, device="cuda")
         found.append(Seat(own, values))
     return found

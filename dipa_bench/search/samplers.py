@@ -32,14 +32,15 @@ from dipa_bench.parameters import Value
 
 Block = Mapping[str, BaseDistribution]
 
+INDEX = "index"  # attribute of a trial: its place in the search
 FEWEST = 4  # trials of a block, below which it is drawn at random
 GENERATION = 16  # trials of one of NSGA-II's; the start-up points are its first
 SPREAD = 1 / 6  # of CMA-ES at first: the standard deviation, in widths of a range
 
 
 def index_of(trial: FrozenTrial) -> int:
-    """A trial's place in its search: its user attribute ``index``, else its number."""
-    return int(trial.user_attrs.get("index", trial.number))
+    """A trial's place in its search: its user attribute `INDEX`, else its number."""
+    return int(trial.user_attrs.get(INDEX, trial.number))
 
 
 def value_at(found: BaseDistribution, u: float) -> Value:

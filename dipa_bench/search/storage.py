@@ -22,6 +22,7 @@ from tenacity import (
 from tenacity import wait_random_exponential as growing
 
 from dipa_bench.errors import UserError, brief
+from dipa_bench.tracking.connection import without_secrets
 from dipa_bench.tracking.location import family, redacted
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,6 @@ def _with_driver(url: str) -> str:
 
 def _plain(url: str, error: Exception) -> str:
     """An error's first line without anything that may be secret."""
-    from dipa_bench.tracking.connection import without_secrets
-
     return without_secrets(brief(error), url)
 
 

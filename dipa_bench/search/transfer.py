@@ -19,10 +19,10 @@ from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.methods import relative
 from dipa_bench.parameters import Value
 from dipa_bench.search.bench import Workbench, read_test
-from dipa_bench.search.journal import INDEX
 from dipa_bench.search.overrides import assign
 from dipa_bench.search.problem import build_task
 from dipa_bench.search.restore import LearnedRun, seeds, tuned_identity, untuned_identity
+from dipa_bench.search.samplers import INDEX
 from dipa_bench.search.sampling import NumberedSampler, ask, distribution
 from dipa_bench.search.schema import Problem, StudyFile, validated
 from dipa_bench.tasks.base import Task

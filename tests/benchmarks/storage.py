@@ -336,7 +336,7 @@ def fill(url: str, bench: Workbench, model: RunRecord, size: int, running: int) 
 def on_postgresql(
     study: StudyFile, model: RunRecord, root: Path, chosen: argparse.Namespace
 ) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
     from real_postgresql import postgresql
 
     task = build_task(study.task, study.problem, seed=study.seed, device=CPU)
@@ -437,7 +437,7 @@ def _tell(found: list[dict[str, float]], sampler: str, company: int, server: flo
 
 
 def on_mlflow(study: StudyFile, model: RunRecord, root: Path, chosen: argparse.Namespace) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
     from real_postgresql import Missing, postgresql
 
     task = build_task(study.task, study.problem, seed=study.seed, device=CPU)

@@ -158,7 +158,6 @@ def test_a_signal_stops_with_one_line_and_the_same_command_goes_on(
     from dipa_bench.search import runs
 
     real, calls = runs.race, []
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
     def race(*arguments, **options):
         calls.append(1)

@@ -7,7 +7,8 @@ import torch
 
 from baselines.barzilai_borwein import BarzilaiBorwein
 from dipa_bench.preconditioners import Dense, Grouped, Identity, Preconditioner
-from dipa_bench.preconditioners.grouped import PER_IMAGE, grouped
+from dipa_bench.preconditioners.base import PER_IMAGE
+from dipa_bench.preconditioners.grouped import grouped
 from dipa_bench.testing import PreconditionerContract
 from dipa_bench.testing.contracts import linearised
 from dipa_bench.testing.problems import small_task

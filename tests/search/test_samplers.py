@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 import optuna
 import pytest
+from branched_space import BRANCHES, CONDITIONS, COUNTS
 from cmaes import CatCMAwM
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
@@ -21,7 +22,6 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from dipa_bench import digests
-from dipa_bench.parameters import When
 from dipa_bench.search import samplers
 from dipa_bench.search.samplers import Tried, ranked, tried
 from dipa_bench.search.sampling import (
@@ -48,23 +48,6 @@ MIXED = {
     "count": IntDistribution(1, 9),
     "flag": IntDistribution(0, 1),
     "kind": CategoricalDistribution(("x", "y", "z")),
-}
-BRANCHES = {
-    "kind": CategoricalDistribution(("a", "b", "c")),
-    "rate": FloatDistribution(0.0, 1.0),
-    "a.width": IntDistribution(1, 8),
-    "a.only": CategoricalDistribution((5,)),
-    "b.width": FloatDistribution(0.1, 10.0, log=True),
-}
-CONDITIONS = {
-    "a.width": When("kind", "a"),
-    "a.only": When("kind", "a"),
-    "b.width": When("kind", "b"),
-}
-COUNTS = {
-    "a": {"kind", "rate", "a.width", "a.only"},
-    "b": {"kind", "rate", "b.width"},
-    "c": {"kind", "rate"},
 }
 
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+from branched_space import BRANCHES, CONDITIONS, COUNTS
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.stats.qmc import Sobol
 
 from dipa_bench import digests
 from dipa_bench.methods import relative
-from dipa_bench.parameters import When
 from dipa_bench.search import journal, sampling
 from dipa_bench.search.row import Row
 from dipa_bench.search.sampling import NumberedSampler, ask, sobol_point
@@ -272,25 +272,6 @@ def test_known_points_of_the_study_are_tried_by_every_row(
             "solve.strength": fourth["solve.strength"],
         }
         assert fourth["solve.strength"] < 1
-
-
-BRANCHES = {
-    "kind": CategoricalDistribution(("a", "b", "c")),
-    "rate": FloatDistribution(0.0, 1.0),
-    "a.width": IntDistribution(1, 8),
-    "a.only": CategoricalDistribution((5,)),
-    "b.width": FloatDistribution(0.1, 10.0, log=True),
-}
-CONDITIONS = {
-    "a.width": When("kind", "a"),
-    "a.only": When("kind", "a"),
-    "b.width": When("kind", "b"),
-}
-COUNTS = {
-    "a": {"kind", "rate", "a.width", "a.only"},
-    "b": {"kind", "rate", "b.width"},
-    "c": {"kind", "rate"},
-}
 
 
 def branched(count: int, value, admits=lambda draw: True, known=(), restart_at=None) -> list[dict]:
