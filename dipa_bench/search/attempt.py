@@ -154,13 +154,12 @@ class Attempt:
 
     def fit(self) -> None:
         """Fits, or takes an operator that was fitted before."""
-        bench, started, saved = self._bench, time.perf_counter(), self._bench.saved
-        values = parameters.build(self._row.method.parameters, self._record.params)
-        self.reconstructor = fit_or_reuse(
-            self._row.method, bench.task, values, self._context, bench.shelf
+        bench, saved, method = self._bench, self._bench.saved, self._row.method
+        values = parameters.build(method.parameters, self._record.params)
+        self.reconstructor, elapsed = devices.timed(
+            lambda: fit_or_reuse(method, bench.task, values, self._context, bench.shelf),
+            bench.task.device,
         )
-        devices.synchronise(bench.task.device)
-        elapsed = time.perf_counter() - started
         self.metrics["fit/seconds"] = elapsed + bench.saved - saved + self._context.earlier
 
     def fit_or_measure(self, images: ImageSet) -> None:

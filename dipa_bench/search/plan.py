@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +107,8 @@ def _fit_seconds(row: Row, task: Task, batch: int) -> float:
             lmmse=lmmse.fit,
         )
         values = build(row.method.parameters, row.defaults(task))
-        started = time.perf_counter()
-        row.method.fit(task, values, context)
-        devices.synchronise(task.device)
-        return (time.perf_counter() - started) / batch
+        _, elapsed = devices.timed(lambda: row.method.fit(task, values, context), task.device)
+        return elapsed / batch
 
 
 def _operator(row: Row, task: Task) -> Preconditioner:
@@ -138,14 +135,13 @@ def _seconds(task: Task, batch: int, operator: Preconditioner, *, training: bool
         largest=task.largest(),
     )
     operator = operator.to(task.device, task.dtype)
-    elapsed = []
-    for _ in range(2):  # the first warms up
-        devices.synchronise(task.device)
-        started = time.perf_counter()
+
+    def once() -> None:
         with torch.set_grad_enabled(training):
             estimate = solver.run(measured, task.student, operator).estimate
             if training:
                 estimate.square().mean().backward()
-        devices.synchronise(task.device)
-        elapsed.append(time.perf_counter() - started)
-    return elapsed[-1] / len(images)
+
+    once()  # warms up
+    _, elapsed = devices.timed(once, task.device)
+    return elapsed / len(images)
