@@ -1,4 +1,4 @@
-"""Fitted operators kept for trials that change solver settings alone."""
+"""Fitted operators and maps that several trials use."""
 
 from __future__ import annotations
 
@@ -68,6 +68,31 @@ class Shelf:
         self._kept.move_to_end(key)
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)
+
+
+class CachedPerTask:
+    """A function of a task, computed once for each and then remembered.
+
+    Tasks are compared by identity, and kept alive.
+
+    Attributes:
+        saved: seconds that remembering has saved so far.
+    """
+
+    def __init__(self, function: Callable[[Task], Any]) -> None:
+        self._function = function
+        self._results: dict[int, tuple[Task, Any, float]] = {}
+        self.saved = 0.0
+
+    def __call__(self, task: Task) -> Any:
+        if id(task) in self._results:
+            _, result, seconds = self._results[id(task)]
+            self.saved += seconds
+            return result
+        started = time.perf_counter()
+        result = self._function(task)
+        self._results[id(task)] = task, result, time.perf_counter() - started
+        return result
 
 
 def fit_or_reuse(

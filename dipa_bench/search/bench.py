@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from dipa_bench.data.images import ImageSet
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Value
-from dipa_bench.reuse import Shelf
+from dipa_bench.reuse import CachedPerTask, Shelf
 from dipa_bench.search import shifts
 from dipa_bench.search.row import Row
 from dipa_bench.search.study_file import StudyFile
@@ -22,29 +22,6 @@ from dipa_bench.tasks.base import Task
 from dipa_bench.tracking.records import RunRecord
 
 TEST_READS = "test-reads.log"
-
-
-class Once:
-    """A function of a task, computed once and then remembered (tasks compared by identity).
-
-    Attributes:
-        saved: seconds that remembering has saved so far.
-    """
-
-    def __init__(self, function: Callable[[Task], Any]) -> None:
-        self._function = function
-        self._results: dict[int, tuple[Any, float]] = {}
-        self.saved = 0.0
-
-    def __call__(self, task: Task) -> Any:
-        if id(task) in self._results:
-            result, seconds = self._results[id(task)]
-            self.saved += seconds
-            return result
-        started = time.perf_counter()
-        result = self._function(task)
-        self._results[id(task)] = result, time.perf_counter() - started
-        return result
 
 
 @dataclass(frozen=True)
@@ -66,13 +43,13 @@ class Workbench:
     folder: Path
     teachers: TeacherCache
     environment: Mapping[str, Value]
-    lmmse: Once = field(init=False)
+    lmmse: CachedPerTask = field(init=False)
     shelf: Shelf = field(default_factory=Shelf)
     batches: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = self.study.budget.train_images
-        object.__setattr__(self, "lmmse", Once(partial(lmmse.fit, count=count)))
+        object.__setattr__(self, "lmmse", CachedPerTask(partial(lmmse.fit, count=count)))
 
     @cached_property
     def shifted(self) -> dict[str, Task]:

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from skimage.io import imsave
+import small_study
 
 from dipa_bench.cli.main import main
 from dipa_bench.tracking.connection import connect
 from dipa_bench.tracking.location import sqlite_uri
-
-PRIOR = """
-import os, time
-import torch
-
-CALLS = []
-
-def smooth(v, sigma):
-    CALLS.append(len(v))
-    time.sleep(float(os.environ.get("DEN_SLEEP", 0)))
-    wrapped = torch.nn.functional.pad(v, [1] * 4, mode="circular")
-    weight = sigma / (sigma + 0.1)
-    return (1 - weight) * v + weight * torch.nn.functional.avg_pool2d(wrapped, 3, 1)
-
-def numbers(v):
-    return 3
-
-three = 3
-"""
 
 
 @dataclass(frozen=True)
@@ -65,13 +45,7 @@ def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty small smooth pictures: 14 train, 2 validate, 4 test."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for index in range(20):
-        coarse = generator.random((4, 4))
-        picture = np.kron(coarse, np.ones((4, 4)))
-        imsave(folder / f"{index:02d}.png", (255 * picture).astype(np.uint8), check_contrast=False)
-    return folder
+    return small_study.pictures(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")
@@ -85,14 +59,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def furnish(empty_database: Path) -> Callable[[Path], Path]:
     """Makes a folder ready to work in."""
-
-    def make(folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "den.py").write_text(PRIOR)
-        shutil.copy(empty_database, folder / "mlflow.db")
-        return folder
-
-    return make
+    return partial(small_study.furnished, database=empty_database)
 
 
 @pytest.fixture(scope="session")
@@ -123,18 +90,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, furnish) -> Path:
 @pytest.fixture(scope="session")
 def small(images: Path) -> list[str]:
     """Options that make a study take a second."""
-    settings = {
-        "problem.prior": "den:smooth",
-        "problem.dataset": f"folder:{images}",
-        "problem.size": 16,
-        "problem.iterations": 3,
-        "budget.train_images": 8,
-        "budget.epochs": 1,
-        "budget.final_epochs": 1,
-        "search.batch": 1,
-    }
-    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    return ["--task", "sr", "--device", "cpu", *sets]
+    return small_study.options(images)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ distributed = pytest.importorskip("distributed", reason="Dask is an extra: dipa-
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("processes"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -18,7 +18,8 @@ from dipa_bench.tracking import records
 from dipa_bench.tracking.location import sqlite_uri
 from dipa_bench.tracking.wording import experiment_name
 
-TRIALS, METHODS = 6, ("identity", "scalar")
+pytestmark = pytest.mark.xdist_group("processes")
+TRIALS, METHODS = 4, ("identity", "scalar")
 PATIENCE = 120  # seconds for a process to get to a trial
 QUICK = """
 from dipa_bench.search import desk, storage

@@ -1,0 +1,393 @@
+"""Plants faults in a copy of the code, one at a time: the suite has to fail for each.
+
+    python tests/soak/faults.py                  # all of them, about 15 minutes on 2 cores
+    python tests/soak/faults.py --only solvers   # those whose file has this in its path
+
+Each fault is one replacement in one file, with the tests that should see it. Exit code 0: every
+fault was caught. A fault whose text is no longer in its file is an error, so that the list stays
+true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("dipa_bench", "baselines", "dashboards", "studies", "tests", "docs")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One replacement.
+
+    Attributes:
+        what: in words.
+        file: below the repository.
+        old, new: text; `old` stands in the file exactly once.
+        tests: paths that should fail.
+    """
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+SOLVERS, LEARNING, SEARCH = "tests/solvers", "tests/learning", "tests/search"
+STATISTICS = "tests/evaluation/test_statistics.py"
+FAULTS = [
+    # ------------------------------------------------------------------------------- solvers
+    Fault(
+        "the direction is added instead of subtracted",
+        "dipa_bench/solvers/base.py",
+        "return torch.sub(point, direction, alpha=step)",
+        "return torch.add(point, direction, alpha=step)",
+        SOLVERS,
+    ),
+    Fault(
+        "RED's residual has the wrong sign",
+        "dipa_bench/solvers/fista.py",
+        "point - self.prior(point, self.strength)",
+        "self.prior(point, self.strength) - point",
+        SOLVERS,
+    ),
+    Fault(
+        "momentum is one iteration late",
+        "dipa_bench/solvers/momentum.py",
+        "return iteration / (iteration + 1 + OFFSET)",
+        "return (iteration + 1) / (iteration + 2 + OFFSET)",
+        SOLVERS,
+    ),
+    Fault(
+        "the published momentum is the textbook's",
+        "dipa_bench/solvers/momentum.py",
+        "return (iteration + OFFSET - 1) / (iteration + OFFSET)",
+        "return iteration / (iteration + 1 + OFFSET)",
+        SOLVERS,
+    ),
+    Fault(
+        "the residual is y - A z",
+        "dipa_bench/solvers/base.py",
+        "residual = state.physics.A(state.point) - state.measurement",
+        "residual = state.measurement - state.physics.A(state.point)",
+        SOLVERS,
+    ),
+    Fault(
+        "the gradient is taken at the iterate, not at the extrapolated point",
+        "dipa_bench/solvers/base.py",
+        "residual = state.physics.A(state.point)",
+        "residual = state.physics.A(state.iterate)",
+        SOLVERS,
+    ),
+    Fault(
+        "one iteration too few",
+        "dipa_bench/solvers/base.py",
+        "for iteration in range(self.iterations):",
+        "for iteration in range(self.iterations - 1):",
+        SOLVERS,
+    ),
+    Fault(
+        "an iteration counts one operator call too few",
+        "dipa_bench/solvers/base.py",
+        "each = 2 + preconditioner.operator_calls",
+        "each = 1 + preconditioner.operator_calls",
+        SOLVERS,
+    ),
+    # ------------------------------------------------------------------------------ learning
+    Fault(
+        "the cosine is rewarded for being small",
+        "dipa_bench/learning/losses.py",
+        "return (1 - (a * b).sum(1)).mean()",
+        "return (1 + (a * b).sum(1)).mean()",
+        LEARNING,
+    ),
+    Fault(
+        "the operators' mismatch adds the teacher's",
+        "dipa_bench/learning/losses.py",
+        "student_step * preconditioned - teacher_step * teacher_normal",
+        "student_step * preconditioned + teacher_step * teacher_normal",
+        LEARNING,
+    ),
+    Fault(
+        "the last epoch's operator is kept, not the best one's",
+        "dipa_bench/learning/unrolling.py",
+        "if quality > self._best:",
+        "if True:",
+        LEARNING,
+    ),
+    Fault(
+        "the order of the images does not depend on the seed",
+        "dipa_bench/learning/unrolling.py",
+        "torch.Generator().manual_seed(context.seed)",
+        "torch.Generator().manual_seed(0)",
+        LEARNING,
+    ),
+    Fault(
+        "an exploded loss goes on",
+        "dipa_bench/learning/unrolling.py",
+        "if not math.isfinite(number) or number > EXPLODED",
+        "if not math.isfinite(number) or number > 1e300 * EXPLODED",
+        LEARNING,
+    ),
+    Fault(
+        "training validates on the training images",
+        "dipa_bench/learning/unrolling.py",
+        "task.images.validation.first(context.budget.validation_images)",
+        "task.images.train.first(context.budget.validation_images)",
+        LEARNING,
+    ),
+    Fault(
+        "a resumed fit forgets its optimiser's moments",
+        "dipa_bench/learning/unrolling.py",
+        'for name, part in _below(tensors, "optimizer/").items():',
+        'for name, part in _below(tensors, "nothing/").items():',
+        LEARNING,
+    ),
+    Fault(
+        "the LMMSE map forgets the noise",
+        "dipa_bench/learning/lmmse.py",
+        "(task.noise**2 + ridge * variance) * eye",
+        "(ridge * variance) * eye",
+        LEARNING,
+    ),
+    Fault(
+        "the LMMSE map is not centred",
+        "dipa_bench/learning/lmmse.py",
+        "centred = (measurement - self.measured_mean).flatten(1)",
+        "centred = measurement.flatten(1)",
+        LEARNING,
+    ),
+    Fault(
+        "a greedy operator is fitted on the start's iterates alone",
+        "dipa_bench/learning/greedy.py",
+        "states = [solver.advance(state, operator) for state in states]",
+        "states = list(states)",
+        f"{LEARNING} tests/baselines",
+    ),
+    Fault(
+        "a teacher is tuned with the worst pair",
+        "dipa_bench/learning/teachers.py",
+        "pairs[int(means.argmax())]",
+        "pairs[int(means.argmin())]",
+        LEARNING,
+    ),
+    Fault(
+        "the teacher measures with the student's operator",
+        "dipa_bench/learning/teachers.py",
+        "for measured in task.measure(images, label).split(BATCH):",
+        "for measured in task.measure(images).split(BATCH):",
+        LEARNING,
+    ),
+    # -------------------------------------------------------------------------------- search
+    Fault(
+        "the worst trial wins",
+        "dipa_bench/search/outcome.py",
+        'return max(finished, key=lambda trial: (trial.metrics["val/psnr"], -trial.index)',
+        'return min(finished, key=lambda trial: (trial.metrics["val/psnr"], -trial.index)',
+        SEARCH,
+    ),
+    Fault(
+        "of equal trials the last wins",
+        "dipa_bench/search/outcome.py",
+        'key=lambda trial: (trial.metrics["val/psnr"], -trial.index)',
+        'key=lambda trial: (trial.metrics["val/psnr"], trial.index)',
+        SEARCH,
+    ),
+    Fault(
+        "one trial too few",
+        "dipa_bench/search/contest.py",
+        "trial = self._claims.next(self._wanted, self._ended)",
+        "trial = self._claims.next(self._wanted and self._wanted - 1, self._ended)",
+        SEARCH,
+    ),
+    Fault(
+        "an interrupted trial counts",
+        "dipa_bench/search/contest.py",
+        'if record.state not in ("interrupted", "running")',
+        'if record.state != "running"',
+        SEARCH,
+    ),
+    Fault(
+        "a trial is tested instead of validated",
+        "dipa_bench/search/runs.py",
+        "images = bench.task.images.validation\n",
+        'images = bench.task.images.test("a trial")\n',
+        SEARCH,
+    ),
+    Fault(
+        "a read of the test images is not logged",
+        "dipa_bench/search/contest.py",
+        "        log_read(self._bench.folder, reason)\n",
+        "",
+        f"{SEARCH} tests/cli/test_shared.py",
+    ),
+    Fault(
+        "a failed trial has a value for Optuna",
+        "dipa_bench/search/journal.py",
+        '"failed": TrialState.FAIL,',
+        '"failed": TrialState.PRUNED,',
+        SEARCH,
+    ),
+    Fault(
+        "halving gives up the best",
+        "dipa_bench/search/pruning.py",
+        "value > trial.intermediate_values[step]",
+        "value < trial.intermediate_values[step]",
+        SEARCH,
+    ),
+    Fault(
+        "draws do not depend on the index",
+        "dipa_bench/search/sampling.py",
+        "engine.fast_forward(index)",
+        "engine.fast_forward(1)",
+        SEARCH,
+    ),
+    # --------------------------------------------------------------------- measuring, statistics
+    Fault(
+        "decibels of the wrong sign",
+        "dipa_bench/evaluation/metrics.py",
+        "return -10 * torch.log10(mse)",
+        "return 10 * torch.log10(mse)",
+        "tests/evaluation/test_metrics.py",
+    ),
+    Fault(
+        "PSNR pools over the batch",
+        "dipa_bench/evaluation/metrics.py",
+        ".flatten(1).square().mean(1)",
+        ".flatten(1).square().mean().expand(len(estimate))",
+        "tests/evaluation/test_metrics.py",
+    ),
+    Fault(
+        "SSIM has a sample covariance",
+        "dipa_bench/evaluation/metrics.py",
+        "use_sample_covariance=False",
+        "use_sample_covariance=True",
+        "tests/evaluation/test_metrics.py",
+    ),
+    Fault(
+        "clusters are ignored",
+        "dipa_bench/evaluation/statistics.py",
+        "    if clusters is None:\n        clusters = np.arange(len(values))",
+        "    clusters = np.arange(len(values))",
+        STATISTICS,
+    ),
+    Fault(
+        "one degree of freedom too many",
+        "dipa_bench/evaluation/statistics.py",
+        "/ len(values), count - 1",
+        "/ len(values), count",
+        STATISTICS,
+    ),
+    Fault(
+        "the reference minus the method",
+        "dipa_bench/evaluation/statistics.py",
+        "difference = ours.loc[common] - theirs.loc[common]",
+        "difference = theirs.loc[common] - ours.loc[common]",
+        STATISTICS,
+    ),
+    Fault(
+        "a one-sided p-value",
+        "dipa_bench/evaluation/statistics.py",
+        "return float(2 * stats.t.sf(abs(mean) / error, freedom))",
+        "return float(stats.t.sf(abs(mean) / error, freedom))",
+        STATISTICS,
+    ),
+    Fault(
+        "the worst row leads the board",
+        "dipa_bench/evaluation/leaderboard.py",
+        'score = 0.0 if missing else -row["psnr"]',
+        'score = 0.0 if missing else row["psnr"]',
+        "tests/evaluation/test_leaderboard.py",
+    ),
+    Fault(
+        "a race drops the better ones",
+        "dipa_bench/evaluation/race.py",
+        'alternative="less"',
+        'alternative="greater"',
+        "tests/evaluation/test_race.py",
+    ),
+    # ---------------------------------------------------------------------- images and tracking
+    Fault(
+        "a subject in two splits is let pass",
+        "dipa_bench/data/images.py",
+        "if sum(map(len, sets)) != len(set().union(*sets)):",
+        "if False:",
+        "tests/data/test_images.py",
+    ),
+    Fault(
+        "pruned runs are finished ones in MLflow",
+        "dipa_bench/tracking/wording.py",
+        '"pruned": "KILLED",',
+        '"pruned": "FINISHED",',
+        "tests/tracking",
+    ),
+    Fault(
+        "a run's last child is not sent",
+        "dipa_bench/tracking/store.py",
+        "for child in records.children(folder):",
+        "for child in records.children(folder)[:-1]:",
+        "tests/tracking",
+    ),
+    Fault(
+        "an infinite metric is sent as it is",
+        "dipa_bench/tracking/wording.py",
+        "        if math.isfinite(value)\n    ]",
+        "    ]",
+        "tests/tracking",
+    ),
+]
+
+
+def main() -> None:
+    """Plants all faults, two at a time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="part of a fault's file")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args()
+    chosen = [fault for fault in FAULTS if given.only in fault.file]
+    for fault in chosen:
+        if (ROOT / fault.file).read_text().count(fault.old) != 1:
+            sys.exit(f"{fault.file} does not have exactly once: {fault.old}")
+    with ThreadPoolExecutor(given.jobs) as pool:
+        missed = sum(not caught for caught in pool.map(try_fault, chosen))
+    print(f"{len(chosen) - missed} of {len(chosen)} faults caught")
+    sys.exit(missed > 0)
+
+
+def try_fault(fault: Fault) -> bool:
+    """Whether the tests fail with a fault planted."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="dipa-fault-") as scratch:
+        copy = Path(scratch)
+        for name in COPIED:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, copy)
+        path = copy / fault.file
+        path.write_text(path.read_text().replace(fault.old, fault.new))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", *fault.tests.split()]
+        environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    caught = done.returncode == 1
+    by = next((line for line in done.stdout.splitlines() if line.startswith("FAILED")), "")
+    said = by.removeprefix("FAILED ").split(" - ")[0] if caught else "NOT CAUGHT"
+    seconds = time.monotonic() - started
+    print(f"{fault.file}: {fault.what} ({seconds:.0f} s): {said}", flush=True)
+    if done.returncode not in (0, 1):
+        print(done.stdout[-2000:] + done.stderr[-2000:])
+    return caught
+
+
+if __name__ == "__main__":
+    main()
