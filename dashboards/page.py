@@ -26,7 +26,7 @@ from dipa_bench.evaluation.leaderboard import image_rows, leaderboard, verdict
 from dipa_bench.evaluation.rendering import caveats, p_text, plain, short
 from dipa_bench.evaluation.statistics import image_scores
 from dipa_bench.evaluation.tuning import UNITS, curves
-from dipa_bench.tracking.results import Linearised, Results
+from dipa_bench.tracking.results import Linearised, TaskResults
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ _PRODUCT_HELP = (
 )
 
 
-def write_dashboard(results: Results, path: Path) -> Path:
+def write_dashboard(results: TaskResults, path: Path) -> Path:
     """Writes the dashboard of a task as one self-contained HTML file.
 
     Args:
@@ -134,7 +134,7 @@ def write_dashboard(results: Results, path: Path) -> Path:
     return path
 
 
-def _page(results: Results) -> str:
+def _page(results: TaskResults) -> str:
     """The page's HTML."""
     methods = results.methods
     names = [] if methods.empty else [str(name) for name in methods["method"]]
@@ -176,7 +176,7 @@ def _template() -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _section(results: Results, study: str, style: dict[str, Look], index: int) -> Section:
+def _section(results: TaskResults, study: str, style: dict[str, Look], index: int) -> Section:
     """The section of one study, the `index`-th on the page."""
     board = leaderboard(results, study=study)
     rows = [row | {"look": style[row["method"]]} for row in board.to_dict("records")]
@@ -217,7 +217,7 @@ def _winners(methods: pd.DataFrame, study: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _charts(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]:
+def _charts(results: TaskResults, study: str, style: dict[str, Look]) -> list[Drawn]:
     """The figures that every study has."""
     curves, images = _of_study(results.curves, study), _of_study(results.images, study)
     trials = _of_study(results.trials, study)
@@ -229,7 +229,7 @@ def _charts(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]
     ]
 
 
-def _budgets(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]:
+def _budgets(results: TaskResults, study: str, style: dict[str, Look]) -> list[Drawn]:
     """The best trial so far against the budget, over all searches of the study."""
     methods = results.methods
     base = methods.loc[methods["study"] == study, "repeat_of"].iloc[0]
@@ -247,7 +247,7 @@ def _budgets(results: Results, study: str, style: dict[str, Look]) -> list[Drawn
     return [("Best trial against budget spent", best_against_budget(lines, style), text)]
 
 
-def _shifted(results: Results, study: str, style: dict[str, Look]) -> list[Drawn]:
+def _shifted(results: TaskResults, study: str, style: dict[str, Look]) -> list[Drawn]:
     """What winners keep at other settings, where the study tested some."""
     own = replace(results, shifts=_of_study(results.shifts, study))
     return [
@@ -257,7 +257,7 @@ def _shifted(results: Results, study: str, style: dict[str, Look]) -> list[Drawn
 
 
 def _tuning(
-    results: Results, study: str, board: pd.DataFrame, style: dict[str, Look]
+    results: TaskResults, study: str, board: pd.DataFrame, style: dict[str, Look]
 ) -> list[Drawn]:
     """Quality against cost, and importance of hyper-parameters, where the study has them."""
     trials, drawn = _of_study(results.trials, study), []
@@ -295,7 +295,7 @@ def _importance_help(table: pd.DataFrame, methods: list[str]) -> str:
 
 
 def _spectra(
-    results: Results, study: str, methods: list[str], style: dict[str, Look]
+    results: TaskResults, study: str, methods: list[str], style: dict[str, Look]
 ) -> list[Drawn]:
     """The figures of learned operators near one gradient, if there are any."""
     held = results.linearisations
@@ -339,7 +339,7 @@ def _of_study(frame: pd.DataFrame, study: str) -> pd.DataFrame:
     return frame if frame.empty else frame[frame["study"] == study]
 
 
-def _reconstructions(results: Results, study: str, methods: dict[str, str]) -> list[Gallery]:
+def _reconstructions(results: TaskResults, study: str, methods: dict[str, str]) -> list[Gallery]:
     """Per chosen image: original, measurement, and the reconstructions of `methods`.
 
     Args:
@@ -372,13 +372,13 @@ def _reconstructions(results: Results, study: str, methods: dict[str, str]) -> l
     return galleries
 
 
-def _score_by_image(results: Results, study: str, method: str) -> dict[str, float]:
+def _score_by_image(results: TaskResults, study: str, method: str) -> dict[str, float]:
     """PSNR [dB] by image, the mean over seeds."""
     scores = image_scores(image_rows(results, study, method))
     return {image: value for (_, image), value in scores.items()}
 
 
-def _operators(results: Results, study: str, methods: list[str]) -> list[Gallery]:
+def _operators(results: TaskResults, study: str, methods: list[str]) -> list[Gallery]:
     """The study's learned operators, linear or linearised, in the order of the leaderboard."""
     galleries = []
     for name in methods:
@@ -412,7 +412,7 @@ def _image_shape(held: dict[str, Any], numbers: int) -> tuple[int, int] | None:
     return (side, side) if side * side == numbers else None
 
 
-def _pixels(results: Results, study: str) -> int | None:
+def _pixels(results: TaskResults, study: str) -> int | None:
     """H W of the study's images, as its pictures have it."""
     for (owner, _), held in results.pictures.items():
         for key, values in held.items():

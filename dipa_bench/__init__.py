@@ -1,14 +1,40 @@
-"""dipa-bench: fair benchmarks of preconditioners for plug-and-play image reconstruction."""
+"""dipa-bench: fair benchmarks of preconditioners for plug-and-play image reconstruction.
+
+`run_study` searches and compares methods, `leaderboard` ranks what was measured, `load` gives a
+run's operator to reconstruct with; all three are in `dipa_bench.api`, which is imported when it is
+used, as it loads torch and more.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from dipa_bench.api import Results, leaderboard, load, run_study
+    from dipa_bench.errors import StudyStopped, UserError
+    from dipa_bench.search.observer import Observer as StudyCallback
 
-    from dipa_bench.search.restore import LearnedRun
+__all__ = [
+    "Results",
+    "StudyCallback",
+    "StudyStopped",
+    "UserError",
+    "leaderboard",
+    "load",
+    "run_study",
+]
+
+_MODULES = {
+    "Results": ("api", "Results"),
+    "StudyCallback": ("search.observer", "Observer"),
+    "StudyStopped": ("errors", "StudyStopped"),
+    "UserError": ("errors", "UserError"),
+    "leaderboard": ("api", "leaderboard"),
+    "load": ("api", "load"),
+    "run_study": ("api", "run_study"),
+}
 
 try:
     __version__ = version("dipa-bench")
@@ -16,17 +42,12 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 
-def load(run: str | Path, root: str | Path = "mlruns", device: str = "auto") -> LearnedRun:
-    """A run's operator, task and solver, ready to reconstruct with.
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _MODULES[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
 
-    Args:
-        run: a run folder, ``study/method[/seed-0]`` below `root`, or an MLflow run id.
-        root: the results folder.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<i>``.
 
-    Raises:
-        UserError: no such run, or none that left an operator (see `dipa_bench.search.restore`).
-    """
-    from dipa_bench.search import restore  # torch and more: only when it is wanted
-
-    return restore.load(run, root, device)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

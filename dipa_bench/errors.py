@@ -18,6 +18,18 @@ class Pruned(Exception):
     """The search stopped a fit early because others were ahead; not a failure."""
 
 
+class StudyStopped(KeyboardInterrupt):
+    """Ctrl-C in the middle of a study; the same call, or command, continues it.
+
+    Args:
+        study: its name.
+    """
+
+    def __init__(self, study: str) -> None:
+        super().__init__(f"stopped; run the same command to continue study {study!r}")
+        self.study = study
+
+
 def brief(error: BaseException, kind: bool = True) -> str:
     """An exception in one line: its kind, unless told otherwise, and its message's first line.
 

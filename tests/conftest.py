@@ -7,12 +7,43 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
+
+
+PROCESSES = "tests/cli/processes/"
+
+
+def group_of(nodeid: str) -> str:
+    """Which tests one worker runs: a file, which may share what it made; of contracts a class.
+
+    All tests of processes and servers are one group, so that they never disturb each other.
+    """
+    if nodeid.startswith(PROCESSES):
+        return PROCESSES
+    return nodeid.rsplit("::", 1)[0] if "test_contracts.py" in nodeid else nodeid.split("::", 1)[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives the workers one group after the other (pytest-xdist's own groups are of one class)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest group begins first."""
+    items.sort(key=lambda item: group_of(item.nodeid) != PROCESSES)
 
 
 BESIDE = Path(__file__).parents[2] / "shared" / "weights"

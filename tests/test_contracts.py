@@ -88,15 +88,20 @@ class TestSR1(PreconditionerContract):
 
 
 METHODS = registry.names("methods")
-NETWORKS = [
-    name
-    for name in METHODS
-    if name.startswith("ndipa") or registry.get("methods", name).rule == "end-to-end"
-]
+END_TO_END = [name for name in METHODS if registry.get("methods", name).rule == "end-to-end"]
+NETWORKS = [name for name in METHODS if name.startswith("ndipa")]
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in NETWORKS])
+@pytest.mark.parametrize("name", sorted({*METHODS} - {*NETWORKS, *END_TO_END}))
 class TestMethods(MethodContract):
+    @pytest.fixture(autouse=True)
+    def _named(self, name):
+        type(self).name = name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", END_TO_END)
+class TestEndToEnd(MethodContract):
     @pytest.fixture(autouse=True)
     def _named(self, name):
         type(self).name = name

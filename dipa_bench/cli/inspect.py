@@ -85,7 +85,7 @@ def show_diagnosis(
     from dipa_bench.evaluation.diagnosis import diagnose
     from dipa_bench.learning.teachers import TeacherCache
     from dipa_bench.search import study_file
-    from dipa_bench.search.problem import build_task
+    from dipa_bench.search.bench import TEACHERS, study_task
     from dipa_bench.tracking.records import studies_root
 
     if task is None and config is None:
@@ -93,10 +93,10 @@ def show_diagnosis(
     where = devices.resolve(device)
     raw = study_file.read(task, config)
     study = study_file.resolve(raw, task=task, preset=preset, sets=sets)
-    made = build_task(study.task, study.problem, seed=study.seed, device=where)
+    made = study_task(study, where)
     root = Path.cwd() / RESULTS
     with tempfile.TemporaryDirectory() as scratch:  # a command that looks leaves nothing behind
-        cache = studies_root(root) / ".teachers" if root.is_dir() else Path(scratch)
+        cache = studies_root(root) / TEACHERS if root.is_dir() else Path(scratch)
         found = diagnose(made, TeacherCache(cache))
     table = new_table(
         "operator",

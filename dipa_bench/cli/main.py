@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -52,15 +51,6 @@ RootOption = Annotated[
     typer.Option("--data-root", help="Where datasets without a path of their own lie."),
 ]
 RulesOption = Annotated[str | None, typer.Option(help="tuned or published.")]
-
-
-def _with_data(dataset: str | None, root: str | None, sets: list[str] | None) -> list[str]:
-    """``--dataset`` and ``--data-root`` as assignments, before those of ``--set``."""
-    given = {"problem.dataset": dataset, "problem.data_root": root}
-    return [
-        *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None),
-        *(sets or []),
-    ]
 
 
 @app.command()
@@ -117,7 +107,8 @@ def study(
 
     Interrupted, the same command continues where it stopped.
     """
-    from dipa_bench.cli.study import Request, run
+    from dipa_bench.api import assignments
+    from dipa_bench.cli.study import Request, print_plan, run
 
     request = Request(
         task=task,
@@ -126,19 +117,18 @@ def study(
         trials=trials,
         minutes=minutes,
         preset=preset,
-        rules=rules,
+        protocol=rules,
         device=device,
         seed=seed,
         name=name,
-        sets=_with_data(dataset, data_root, sets),
+        sets=assignments(dataset, data_root, sets),
         repeats=repeats,
         workers=workers,
         cluster=cluster,
         storage=storage,
         tracking_uri=tracking_uri,
-        dry_run=dry_run,
     )
-    run(request)
+    (print_plan if dry_run else run)(request)
 
 
 @app.command()
@@ -208,9 +198,10 @@ def diagnose(
     sets: SetOption = None,
 ) -> None:
     """Say what a preconditioner can do on a task: conditioning, null space, reference PSNRs."""
+    from dipa_bench.api import assignments
     from dipa_bench.cli.inspect import show_diagnosis
 
-    show_diagnosis(task, config, preset, device, _with_data(dataset, data_root, sets))
+    show_diagnosis(task, config, preset, device, assignments(dataset, data_root, sets))
 
 
 @app.command("list")

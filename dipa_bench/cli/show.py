@@ -11,33 +11,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from dipa_bench import registry
+from dipa_bench.api import stored_results
 from dipa_bench.cli.console import RESULTS
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.tracking.connection import StoreUnavailable
-from dipa_bench.tracking.load import load_results
 from dipa_bench.tracking.location import redacted, resolve_uri, ui_command
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 from dipa_bench.tracking.store import sync
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def _load(
-    task: str,
-    study: str | None,
-    rules: str | None,
-    tracking_uri: str | None,
-    repeats: bool = False,
-) -> tuple[Results, str]:
-    if task not in registry.names("tasks"):  # without importing it
-        raise unknown("task", task, registry.names("tasks"))
-    uri = resolve_uri(tracking_uri, Path.cwd())
-    try:
-        return load_results(uri, task, study=study, rules=rules, repeats=repeats), uri
-    except StoreUnavailable as error:
-        raise UserError(str(error)) from None
 
 
 def show_leaderboard(
@@ -56,7 +39,7 @@ def show_leaderboard(
     format = "markdown" if format == "md" else format
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    results, _ = _load(task, study, rules, tracking_uri)
+    results = stored_results(task, study=study, protocol=rules, tracking_uri=tracking_uri)
     board = leaderboard(results, reference=reference)
     text = render(board, format)
     if format == "table":
@@ -69,7 +52,7 @@ def show_leaderboard(
         print(f"wrote {output}")
 
 
-def _grids(board: pd.DataFrame, results: Results) -> Iterator[str]:
+def _grids(board: pd.DataFrame, results: TaskResults) -> Iterator[str]:
     """Operators against rules, of every study that has both."""
     from dipa_bench.evaluation.grid import grid
     from dipa_bench.evaluation.rendering import render_grid
@@ -80,7 +63,7 @@ def _grids(board: pd.DataFrame, results: Results) -> Iterator[str]:
             yield f"\n{render_grid(found, study)}"
 
 
-def _shifts(results: Results) -> Iterator[str]:
+def _shifts(results: TaskResults) -> Iterator[str]:
     """How winners do at other settings, of the studies that tested it."""
     from dipa_bench.evaluation.generalisation import by_study, render
 
@@ -105,7 +88,9 @@ def show_tuning(
         raise unknown("--by", by, UNITS)
     if format not in SHOWN:
         raise unknown("format", format, SHOWN)
-    results, _ = _load(task, study, rules, tracking_uri, repeats=True)
+    results = stored_results(
+        task, study=study, protocol=rules, repeats=True, tracking_uri=tracking_uri
+    )
     print(render(tuning_table(results, reference, by), results, format).rstrip("\n"))
 
 
@@ -119,7 +104,9 @@ def make_dashboard(
     """Writes the dashboard and says where."""
     from dashboards.page import write_dashboard
 
-    results, _ = _load(task, study, rules, tracking_uri, repeats=True)
+    results = stored_results(
+        task, study=study, protocol=rules, repeats=True, tracking_uri=tracking_uri
+    )
     path = write_dashboard(results, output or Path(f"dashboard-{task}.html"))
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")
 

@@ -14,7 +14,7 @@ import pandas as pd
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.evaluation import statistics
 from dipa_bench.evaluation.rendering import FORMATS, inert, plain, short, spread, text_console
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 MATCHED = "matched"
 """The setting that methods were trained at."""
@@ -68,7 +68,7 @@ def generalisation(shifts: pd.DataFrame, reference: str) -> pd.DataFrame:
     return _sorted(pd.DataFrame(rows, columns=list(COLUMNS)), settings)
 
 
-def by_study(results: Results) -> Iterator[pd.DataFrame]:
+def by_study(results: TaskResults) -> Iterator[pd.DataFrame]:
     """`generalisation` of every study that tested other settings, against its own reference."""
     if results.shifts.empty:
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 if TYPE_CHECKING:
     from pandas.core.groupby import SeriesGroupBy
@@ -74,7 +74,7 @@ class Grid:
         return lines
 
 
-def grid(board: pd.DataFrame, results: Results, study: str) -> Grid | None:
+def grid(board: pd.DataFrame, results: TaskResults, study: str) -> Grid | None:
     """The grid of one study, or None where it has not two operators with the same two rules.
 
     Args:
@@ -98,14 +98,14 @@ def grid(board: pd.DataFrame, results: Results, study: str) -> Grid | None:
     return Grid(gains, _tuning(results, study, rows["method"]), _shares(gains))
 
 
-def _finished(results: Results, study: str) -> SeriesGroupBy:
+def _finished(results: TaskResults, study: str) -> SeriesGroupBy:
     """Validation PSNR of the finished trials, by method, in the order of their numbers."""
     trials = results.trials.astype({"value": float})
     kept = (trials["study"] == study) & np.isfinite(trials["value"])
     return trials[kept].sort_values("number").groupby("method")["value"]
 
 
-def _tuning(results: Results, study: str, methods: pd.Series) -> pd.Series:
+def _tuning(results: TaskResults, study: str, methods: pd.Series) -> pd.Series:
     trials = results.trials
     first = trials[(trials["study"] == study) & (trials["number"] == 0)]
     untuned = first.set_index("method")["value"].astype(float)

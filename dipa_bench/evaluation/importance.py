@@ -38,7 +38,7 @@ def parameter_importance(trials: pd.DataFrame) -> pd.DataFrame:
     left out), and of those the ones of which at least two values were tried. Deterministic.
 
     Args:
-        trials: study, method, state, value, estimate (dB) and params, as in `Results.trials`.
+        trials: study, method, state, value, estimate (dB) and params, as in `TaskResults.trials`.
 
     Returns:
         A frame with the columns `COLUMNS`: importance in [0, 1] and chance, that of the random

@@ -11,7 +11,7 @@ import pandas as pd
 from dipa_bench.errors import unknown
 from dipa_bench.evaluation import statistics
 from dipa_bench.evaluation.rendering import short
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 RULES = ("tuned", "published")
 COLUMNS = (
@@ -32,7 +32,7 @@ Row = dict[Hashable, Any]
 
 
 def leaderboard(
-    results: Results,
+    results: TaskResults,
     reference: str | None = None,
     rules: str | None = None,
     study: str | None = None,
@@ -73,7 +73,7 @@ def leaderboard(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def image_rows(results: Results, study: str, method: str) -> pd.DataFrame:
+def image_rows(results: TaskResults, study: str, method: str) -> pd.DataFrame:
     """The rows of ``results.images`` of one finished method; none if it did not finish."""
     images, methods = results.images, results.methods
     if images.empty or methods.empty:
@@ -84,7 +84,7 @@ def image_rows(results: Results, study: str, method: str) -> pd.DataFrame:
     return images[(images["study"] == study) & (images["method"] == method)]
 
 
-def _row(results: Results, record: Row, reference: str) -> Row:
+def _row(results: TaskResults, record: Row, reference: str) -> Row:
     """A leaderboard row from a row of ``results.methods``."""
     ours = image_rows(results, record["study"], record["method"])
     psnr = statistics.mean_interval(ours, "psnr")
@@ -121,7 +121,7 @@ def _order(row: Row) -> tuple[bool, bool, float, str, str]:
 # ---------------------------------------------------------------------------------- the verdict
 
 
-def verdict(board: pd.DataFrame, results: Results) -> str:
+def verdict(board: pd.DataFrame, results: TaskResults) -> str:
     """What training bought: best learned method against the best one without training.
 
     "Best" is by mean test PSNR among the finished rows of the board, and the difference is paired
@@ -140,7 +140,7 @@ def verdict(board: pd.DataFrame, results: Results) -> str:
     return "\n".join(f"{short(study)}: {line}" for study, line in zip(studies, lines, strict=True))
 
 
-def _study_verdict(board: pd.DataFrame, results: Results) -> str:
+def _study_verdict(board: pd.DataFrame, results: TaskResults) -> str:
     """The verdict line of one study."""
     ranked = board[(board["state"] == "finished") & board["psnr"].notna()]
     is_learned = ranked["learned"].astype(bool)

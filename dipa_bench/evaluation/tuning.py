@@ -28,7 +28,7 @@ from scipy import stats
 from dipa_bench.errors import unknown
 from dipa_bench.evaluation import statistics
 from dipa_bench.evaluation.leaderboard import REFERENCE, image_rows
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 Unit = Literal["trials", "seconds"]
 UNITS = ("trials", "seconds")
@@ -164,7 +164,7 @@ def spent(trials: pd.DataFrame) -> pd.Series:
     return pd.Series(np.concatenate(ends) if ends else [], index=counted.index, dtype=float)
 
 
-def best_so_far(results: Results) -> pd.DataFrame:
+def best_so_far(results: TaskResults) -> pd.DataFrame:
     """What every search had spent and found after each of its trials.
 
     Returns:
@@ -186,7 +186,7 @@ def best_so_far(results: Results) -> pd.DataFrame:
     return trials[list(BEST_SO_FAR)].reset_index(drop=True)
 
 
-def curves(results: Results, unit: Unit = "trials") -> pd.DataFrame:
+def curves(results: TaskResults, unit: Unit = "trials") -> pd.DataFrame:
     """The best validation PSNR of each method against the budget, over its repeated searches.
 
     Args:
@@ -213,7 +213,7 @@ def curves(results: Results, unit: Unit = "trials") -> pd.DataFrame:
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(CURVES))
 
 
-def best_at(results: Results, budgets: Sequence[float], unit: Unit = "trials") -> pd.DataFrame:
+def best_at(results: TaskResults, budgets: Sequence[float], unit: Unit = "trials") -> pd.DataFrame:
     """The mean best validation PSNR [dB] of each method at some budgets.
 
     Returns:
@@ -247,7 +247,7 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
     return mean, mean - half, mean + half
 
 
-def verdict(results: Results, reference: str | None = None) -> pd.DataFrame:
+def verdict(results: TaskResults, reference: str | None = None) -> pd.DataFrame:
     """Where each method stands at the end of its budget, and how much another search changes.
 
     Args:
@@ -280,7 +280,7 @@ def verdict(results: Results, reference: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(VERDICT))
 
 
-def reversals(results: Results, unit: Unit = "seconds") -> pd.DataFrame:
+def reversals(results: TaskResults, unit: Unit = "seconds") -> pd.DataFrame:
     """Pairs of methods whose order at the end of their budgets is not that at equal budgets.
 
     One method ends ahead, but had spent more than all that the other one's search took: when that
@@ -320,7 +320,7 @@ def _reversal(leader: Outcome, other: Outcome, unit: Unit) -> dict[str, float]:
     return {"budget": float(budgets.mean()), "leader_best": float(then), "other_best": float(end)}
 
 
-def _outcomes(results: Results, unit: str = "trials") -> dict[tuple[str, str], Outcome]:
+def _outcomes(results: TaskResults, unit: str = "trials") -> dict[tuple[str, str], Outcome]:
     """The searches of every row, by the study that is repeated and the method."""
     if unit not in UNITS:
         raise unknown("unit", unit, UNITS)
@@ -347,7 +347,7 @@ def _budget(searches: Mapping[int, Search]) -> int:
     return min(running) if running else max(len(one.best) for one in searches.values())
 
 
-def _reference(results: Results, study: str) -> str:
+def _reference(results: TaskResults, study: str) -> str:
     """The row that a study compares with."""
     rows = results.methods[results.methods["repeat_of"] == study]
     named = rows["reference"].dropna() if "reference" in rows else ()
@@ -355,7 +355,7 @@ def _reference(results: Results, study: str) -> str:
 
 
 def _verdict_row(
-    results: Results,
+    results: TaskResults,
     outcomes: Mapping[tuple[str, str], Outcome],
     key: tuple[str, str],
     reference: str,
@@ -381,7 +381,7 @@ def _ends(name: str, values: np.ndarray) -> dict[str, float]:
 
 
 def _test_figures(
-    results: Results, ours: Outcome, theirs: Outcome | None, method: str, reference: str
+    results: TaskResults, ours: Outcome, theirs: Outcome | None, method: str, reference: str
 ) -> dict[str, float]:
     """Test PSNR of the winners, with intervals over searches and over subjects."""
     scores = _test_scores(results, ours, method)
@@ -396,7 +396,7 @@ def _test_figures(
     return row | {"images_gain_low": paired.low, "images_gain_high": paired.high}
 
 
-def _test_scores(results: Results, outcome: Outcome, method: str) -> dict[int, pd.DataFrame]:
+def _test_scores(results: TaskResults, outcome: Outcome, method: str) -> dict[int, pd.DataFrame]:
     """Rows of test images of each search whose winner was tested, by repeat."""
     found = {k: image_rows(results, one.study, method) for k, one in outcome.searches.items()}
     return {k: rows for k, rows in found.items() if len(rows)}

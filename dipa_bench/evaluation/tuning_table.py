@@ -10,7 +10,7 @@ import pandas as pd
 from dipa_bench.errors import unknown
 from dipa_bench.evaluation.rendering import FORMATS, interval_text, plain, short, text_console
 from dipa_bench.evaluation.tuning import NEAR, UNITS, Unit, best_at, curves, reversals, verdict
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 SHOWN = ("table", "csv", "json")
 _BUDGETS = 8
@@ -20,7 +20,7 @@ _NAMED = 6
 
 
 def tuning_table(
-    results: Results, reference: str | None = None, unit: Unit = "trials"
+    results: TaskResults, reference: str | None = None, unit: Unit = "trials"
 ) -> pd.DataFrame:
     """`dipa_bench.evaluation.tuning.verdict` with the mean best PSNR at a few budgets beside it.
 
@@ -66,7 +66,7 @@ def budgets(spent: pd.Series, unit: Unit) -> list[float]:
     return shown[::-1][::stride][::-1]
 
 
-def render(table: pd.DataFrame, results: Results, format: str = "table") -> str:
+def render(table: pd.DataFrame, results: TaskResults, format: str = "table") -> str:
     """The table as text; under a table for a terminal stands what it says.
 
     Args:
@@ -82,7 +82,7 @@ def render(table: pd.DataFrame, results: Results, format: str = "table") -> str:
     return _table(table, results) if format == "table" else FORMATS[format](table)
 
 
-def sentences(table: pd.DataFrame, results: Results, study: str) -> list[str]:
+def sentences(table: pd.DataFrame, results: TaskResults, study: str) -> list[str]:
     """What the searches of one study say, a line each.
 
     Args:
@@ -174,7 +174,7 @@ def _spent(value: float, unit: Unit) -> str:
     return f"{value:.3g} s" if unit == "seconds" else f"{value:.3g} trials"
 
 
-def _table(table: pd.DataFrame, results: Results) -> str:
+def _table(table: pd.DataFrame, results: TaskResults) -> str:
     from rich.table import Table
     from rich.text import Text
 

@@ -9,6 +9,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.learning import lmmse
@@ -16,12 +18,15 @@ from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Value
 from dipa_bench.reuse import CachedPerTask, Shelf
 from dipa_bench.search import shifts
+from dipa_bench.search.problem import build_task
 from dipa_bench.search.row import Row
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tasks.base import Task
+from dipa_bench.tracking.environment import describe
 from dipa_bench.tracking.records import RunRecord
 
 TEST_READS = "test-reads.log"
+TEACHERS = ".teachers"  # beside the studies' folders
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,29 @@ class Workbench:
     lmmse: CachedPerTask = field(init=False)
     shelf: Shelf = field(default_factory=Shelf)
     batches: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        study: StudyFile,
+        folder: Path,
+        device: torch.device,
+        *,
+        task: Task | None = None,
+        teachers: Path | None = None,
+    ) -> Workbench:
+        """Everything that runs of a study need: task, folder, teachers, seeds and environment.
+
+        Args:
+            study: resolved.
+            folder: of its runs.
+            device: where they take place.
+            task: the study's, where it was made already.
+            teachers: folder of the cached teachers; by default beside the study's own.
+        """
+        if task is None:
+            task = study_task(study, device)
+        cache = TeacherCache(teachers or folder.parent / TEACHERS)
+        return Workbench(study, task, folder, cache, describe(task.device))
 
     def __post_init__(self) -> None:
         count = self.study.budget.train_images
@@ -92,6 +120,15 @@ class Workbench:
             data_digest=self.task.images.digest,
             notes=self.task.notes,
         )
+
+
+def study_task(study: StudyFile, device: torch.device) -> Task:
+    """The task of a study's problem.
+
+    Raises:
+        UserError: as `build_task`.
+    """
+    return build_task(study.task, study.problem, seed=study.seed, device=device)
 
 
 def log_read(folder: Path, reason: str) -> None:

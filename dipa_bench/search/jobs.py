@@ -14,14 +14,11 @@ from typing import Any, Literal
 import torch
 
 from dipa_bench import devices
-from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import Progress
-from dipa_bench.search.bench import Workbench
-from dipa_bench.search.problem import build_task
+from dipa_bench.search.bench import TEACHERS, Workbench
 from dipa_bench.search.row import Row
 from dipa_bench.search.runs import run_seed, run_trials
 from dipa_bench.search.study_file import StudyFile
-from dipa_bench.tracking.environment import describe
 from dipa_bench.tracking.records import RunRecord
 
 
@@ -77,11 +74,9 @@ class Setup:
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        study = StudyFile.model_validate(self.study)
-        where = devices.resolve(self.device)
-        task = build_task(study.task, study.problem, seed=study.seed, device=where)
-        teachers = TeacherCache(self.teachers or scratch / ".teachers")
-        return Workbench(study, task, self.folder or scratch, teachers, describe(where))
+        study, device = StudyFile.model_validate(self.study), devices.resolve(self.device)
+        teachers = self.teachers or scratch / TEACHERS
+        return Workbench.of(study, self.folder or scratch, device, teachers=teachers)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,12 @@ import torch
 
 from dipa_bench import devices
 from dipa_bench.errors import UserError, brief
-from dipa_bench.learning.teachers import TeacherCache
-from dipa_bench.search.bench import Workbench
+from dipa_bench.search.bench import TEACHERS, Workbench, study_task
 from dipa_bench.search.journal import trial_folder
-from dipa_bench.search.problem import build_task
 from dipa_bench.search.row import Row
 from dipa_bench.search.runs import SETTINGS_NOTE, run_seed, run_trial
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tracking import records
-from dipa_bench.tracking.environment import describe
 from dipa_bench.tracking.records import RunRecord
 
 COMPARED = ("val/psnr", "test/psnr", "test/ssim")
@@ -66,16 +63,16 @@ def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
     if record.kind == "method" and record.state != "finished":
         raise UserError(f"{record.name} is {record.state}: give one of its trials or seeds")
     study = study_of(record)
-    task = build_task(study.task, study.problem, seed=study.seed, device=device)
+    task = study_task(study, device)
     if task.images.digest != record.data_digest:
         raise UserError(
             f"the images of {study.problem.dataset or task.spec.dataset!r} are not those of the "
             f"record (digest {task.images.digest}, recorded {record.data_digest})"
         )
     row = Row.of(study, record.method)
-    teachers = TeacherCache(records.studies_root(root) / ".teachers")
+    teachers = records.studies_root(root) / TEACHERS
     with tempfile.TemporaryDirectory(prefix="dipa-rerun-") as scratch:
-        bench = Workbench(study, task, Path(scratch), teachers, describe(device))
+        bench = Workbench.of(study, Path(scratch), device, task=task, teachers=teachers)
         with devices.threads(record.environment.get("threads")):
             again = _again(bench, row, record)
     now = dict(bench.environment)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,14 +16,12 @@ from torch import Tensor
 from dipa_bench import devices, digests
 from dipa_bench.data.images import Splits
 from dipa_bench.errors import UserError, brief, unknown
-from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import FitContext, Method, Reconstructor, SolverOnly
 from dipa_bench.parameters import Value, build
 from dipa_bench.preconditioners import Identity, Preconditioner
 from dipa_bench.search import rerun
 from dipa_bench.search.attempt import budget_of
-from dipa_bench.search.bench import Workbench
-from dipa_bench.search.problem import build_task
+from dipa_bench.search.bench import TEACHERS, Workbench, study_task
 from dipa_bench.search.row import Row
 from dipa_bench.search.study import STUDY
 from dipa_bench.search.study_file import MethodSpec, StudyFile
@@ -136,12 +135,12 @@ def load(
     place = locate(str(run), root, tracking_uri)
     record = records.read(place)
     study = rerun.study_of(record)
-    task = build_task(study.task, study.problem, seed=study.seed, device=devices.resolve(device))
     folder = place.parent if record.kind == "method" else place.parent.parent
     if not (folder / STUDY).is_file():  # a run folder that was copied by itself
         folder = place
-    teachers = TeacherCache(records.studies_root(root) / ".teachers")
-    return _opened(place, Workbench(study, task, folder, teachers, {}))
+    teachers = records.studies_root(root) / TEACHERS
+    bench = Workbench.of(study, folder, devices.resolve(device), teachers=teachers)
+    return _opened(place, bench)
 
 
 def locate(run: str, root: Path, tracking_uri: str | None = None) -> Path:
@@ -246,7 +245,8 @@ def at_shape(run: LearnedRun, images: Splits) -> Workbench:
                 f"square, not {height} x {width}: give a --size"
             )
         problem = run.study.problem.model_copy(update={"size": height})
-        images = build_task(run.study.task, problem, seed=run.study.seed).images
+        moved_study = run.study.model_copy(update={"problem": problem})
+        images = study_task(moved_study, torch.device("cpu")).images
         moved = replace(moved, images=images)
     return replace(run.bench, task=moved)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from dipa_bench.errors import UserError, brief
-from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Value
 from dipa_bench.search.bench import Workbench
 from dipa_bench.search.conductor import Conductor
@@ -20,7 +19,6 @@ from dipa_bench.search.row import Row
 from dipa_bench.search.study_file import StudyFile
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
-from dipa_bench.tracking.environment import describe
 from dipa_bench.tracking.files import write_json
 from dipa_bench.tracking.records import RunRecord
 
@@ -33,8 +31,28 @@ def study_folder(root: Path, name: str) -> Path:
     return records.studies_root(root) / name
 
 
+@contextmanager
+def locked_bench(
+    study: StudyFile, root: Path, task: Task, desk: Desk | None = None
+) -> Iterator[Workbench]:
+    """As `open_bench`, with the study's lock held; at a desk that others share there is none.
+
+    Raises:
+        UserError: another process runs the study, or it was begun with other settings.
+    """
+    shared = desk is not None and desk.shared
+    with nullcontext() if shared else claimed(study_folder(root, study.name)):
+        yield open_bench(study, root, task, desk)
+
+
 def open_bench(study: StudyFile, root: Path, task: Task, desk: Desk | None = None) -> Workbench:
-    """Claims the study's name for these settings, on this disk and at a desk that others share.
+    """What all runs of a study share; claims its name for these settings.
+
+    Args:
+        study: resolved.
+        root: the results folder.
+        task: of the study.
+        desk: where trials are claimed, which others may share.
 
     Raises:
         UserError: there is a study of that name with other settings.
@@ -54,8 +72,7 @@ def open_bench(study: StudyFile, root: Path, task: Task, desk: Desk | None = Non
     _same(_read_digests(folder / TASK) or ours, ours, study.name)
     write_json(folder / TASK, ours)
     write_json(path, kept.model_dump(mode="json"))
-    teachers = TeacherCache(records.studies_root(root) / ".teachers")
-    return Workbench(study, task, folder, teachers, describe(task.device))
+    return Workbench.of(study, folder, task.device, task=task)
 
 
 def _joined(old: StudyFile, new: StudyFile) -> StudyFile:

@@ -47,16 +47,19 @@ def embedded() -> list[str]:
     )
 
 
-def read(task: str | None, config: str | None) -> dict[str, Any]:
+def read(task: str | None, config: str | Path | Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The raw table of a study file.
 
     Args:
         task: name of a task; its embedded study is used unless `config` names another.
-        config: path of a TOML file, or name of an embedded study.
+        config: path of a TOML file, name of an embedded study, or a table as of a study file.
 
     Raises:
         UserError: no such task or file, or not TOML.
     """
+    if isinstance(config, Mapping):
+        return copy.deepcopy(dict(config))
+    config = config if config is None else str(config)
     if config is not None and (config.endswith(".toml") or Path(config).is_file()):
         path = Path(config)
         try:

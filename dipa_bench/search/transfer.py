@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
 import pandas as pd
@@ -204,7 +204,7 @@ def _bench_of(run: LearnedRun, problem: Problem) -> Workbench:
     study, task = run.study, run.task
     moved = build_task(study.task, problem, seed=study.seed, device=task.device, dtype=task.dtype)
     elsewhere = study.model_copy(update={"problem": problem})
-    return Workbench(elsewhere, moved, run.bench.folder, run.bench.teachers, {})
+    return replace(run.bench, study=elsewhere, task=moved)
 
 
 def _carried(run: LearnedRun, task: Task, to_search: bool) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""From MLflow to tables: everything that leaderboards and dashboards show is read here.
+"""From MLflow to the results tables that leaderboards and dashboards show.
 
 Only MLflow is read, never the run folders, so that the results of a shared server, sent from many
 machines, load like one's own. Nothing that is read can run code: tags, JSON, Parquet, safetensors.
@@ -10,95 +10,26 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
-import pandas as pd
 
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
-from dipa_bench.tracking.results import Linearised, Results
+from dipa_bench.tracking.results import TaskResults
+from dipa_bench.tracking.tables import ARTIFACTS, Tables
 from dipa_bench.tracking.wording import decode, experiment_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-KEYS = ["study", "method"]
-# columns and their types; object columns hold text or dicts
-METHODS = {
-    "study": object,
-    "method": object,
-    "title": object,
-    "operator": object,
-    "rule": object,
-    "learned": bool,
-    "rules": object,
-    "preset": object,
-    "state": object,
-    "reason": object,
-    "parameters": float,
-    "trials": int,
-    "seeds": int,
-    "seconds_per_image": float,
-    "operator_calls": float,
-    "denoiser_calls": float,
-    "fit_seconds": float,
-    "search_seconds": float,
-    "start": object,
-    "reference": object,
-    "caveat": object,
-    "params": object,
-    "run_id": object,
-    "started": float,
-    "repeat": int,
-    "repeat_of": object,
-}
-IMAGES = {
-    "study": object,
-    "method": object,
-    "seed": int,
-    "image": object,
-    "subject": object,
-    "psnr": float,
-    "ssim": float,
-}
-CURVES = {
-    "study": object,
-    "method": object,
-    "seed": int,
-    "image": object,
-    "iteration": int,
-    "psnr": float,
-    "residual": float,
-    "step_norm": float,
-}
-SHIFTS = {"setting": object} | IMAGES
-TRIALS = {
-    "study": object,
-    "method": object,
-    "number": int,
-    "index": int,
-    "state": object,
-    "value": float,
-    "estimate": float,
-    "seconds": float,
-    "borrowed": float,
-    "parameters": float,
-    "seconds_per_image": float,
-    "params": object,
-    "reason": object,
-}
-ARTIFACTS = (
-    *("images.parquet", "curves.parquet", "shifts.parquet"),
-    *("pictures.safetensors", "matrix.safetensors", "linearisation.safetensors"),
-)
 
 
 def load_results(
@@ -108,7 +39,7 @@ def load_results(
     study: str | None = None,
     rules: str | None = None,
     repeats: bool = False,
-) -> Results:
+) -> TaskResults:
     """Reads what the store at `uri` knows about a task.
 
     Where a study holds a method more than once (it was run again in a new folder), the newest run
@@ -138,10 +69,12 @@ def load_results(
     for run in runs:
         if (parent := run.data.tags.get("mlflow.parentRunId")) in children:
             children[parent].append(run)
-    tables = _Tables()
+    tables = Tables()
     for parent in parents:
+        own = children[parent.info.run_id]
+        trials = [_trial_row(client, child) for child in own if _tag(child, "kind") == "trial"]
         with _artifacts(client, parent, ARTIFACTS) as files:
-            tables.add(client, parent, children[parent.info.run_id], files)
+            tables.add(_method_row(client, parent, own), trials, files, partial(_damaged, parent))
     return tables.results(task)
 
 
@@ -175,61 +108,7 @@ def find_run(uri: str, run_id: str) -> RunRecord:
     return _record(client, run)
 
 
-# ---------------------------------------------------------------------------- tables
-
-
-class _Tables:
-    """Gathers the tables of `Results`, method by method."""
-
-    def __init__(self) -> None:
-        self.methods: list[dict[str, Any]] = []
-        self.trials: list[dict[str, Any]] = []
-        self.images: list[pd.DataFrame] = []
-        self.curves: list[pd.DataFrame] = []
-        self.shifts: list[pd.DataFrame] = []
-        self.pictures: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        self.operators: dict[tuple[str, str], np.ndarray] = {}
-        self.linearisations: dict[tuple[str, str], Linearised] = {}
-
-    def add(
-        self, client: MlflowClient, run: Run, children: list[Run], files: dict[str, Path]
-    ) -> None:
-        """Adds a method's run, its children and its files."""
-        key = _tag(run, "study"), _tag(run, "method")
-        self.methods.append(_method_row(client, run, children))
-        trials = [_trial_row(client, child) for child in children if _tag(child, "kind") == "trial"]
-        names = dict(zip(KEYS, key, strict=True))
-        self.trials += [{**names, **row} for row in sorted(trials, key=lambda row: row["number"])]
-        with _readable(run):
-            if path := files.get("images.parquet"):
-                self.images.append(_table(path, IMAGES, names))
-            if path := files.get("curves.parquet"):
-                self.curves.append(_table(path, CURVES, names))
-            if path := files.get("shifts.parquet"):
-                self.shifts.append(_table(path, SHIFTS, names))
-            if path := files.get("pictures.safetensors"):
-                self.pictures[key] = _tensors(path)
-            if path := files.get("matrix.safetensors"):
-                self.operators[key] = _tensors(path)["P"]
-            if path := files.get("linearisation.safetensors"):
-                self.linearisations[key] = _linearised(path)
-
-    def results(self, task: str) -> Results:
-        """The tables, with all their columns even where they are empty."""
-        methods = _frame(self.methods, METHODS)
-        if methods["parameters"].notna().all():
-            methods["parameters"] = methods["parameters"].astype(int)
-        return Results(
-            task=task,
-            methods=methods,
-            images=_joined(self.images, IMAGES),
-            curves=_joined(self.curves, CURVES),
-            trials=_frame(self.trials, TRIALS),
-            shifts=_joined(self.shifts, SHIFTS),
-            pictures=self.pictures,
-            operators=self.operators,
-            linearisations=self.linearisations,
-        )
+# ---------------------------------------------------------------------------- rows
 
 
 def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str, Any]:
@@ -274,51 +153,6 @@ def _trial_row(client: MlflowClient, run: Run) -> dict[str, Any]:
         "params": _params(client, run),
         "reason": _tag(run, "reason") or None,
     }
-
-
-def _frame(rows: list[dict[str, Any]], columns: dict[str, type]) -> pd.DataFrame:
-    """A table with exactly `columns`; text stays what it is, with None where there is none."""
-    series = {
-        name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in columns.items()
-    }
-    return pd.DataFrame(series)
-
-
-def _table(path: Path, columns: dict[str, type], names: dict[str, str]) -> pd.DataFrame:
-    """A Parquet file as the rows of one study and method."""
-    table = pd.read_parquet(path, engine="pyarrow").assign(**names)
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise ValueError(f"{path.name} lacks the column {missing[0]!r}")
-    return table[list(columns)].astype(columns)
-
-
-def _joined(tables: list[pd.DataFrame], columns: dict[str, type]) -> pd.DataFrame:
-    filled = [table for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else _frame([], columns)
-
-
-def _tensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
-    return load_file(path)
-
-
-def _linearised(path: Path) -> Linearised:
-    from safetensors import safe_open
-
-    with safe_open(path, "np") as file:
-        facts = file.metadata() or {}
-        held = {name: file.get_tensor(name) for name in file.keys()}
-    return Linearised(
-        singular=held["singular"],
-        symmetric=held["symmetric"],
-        product=held["product_real"] + 1j * held["product_imag"],
-        matrix=held.get("J"),
-        image=facts.get("image", ""),
-        iteration=int(facts["iteration"]) if "iteration" in facts else None,
-        derivative=facts.get("derivative", "exact"),
-    )
 
 
 # ---------------------------------------------------------------------------- runs
@@ -456,14 +290,8 @@ def _local(uri: str) -> Path | None:
     return Path(uri) if not parts.scheme or len(parts.scheme) == 1 else None
 
 
-@contextlib.contextmanager
-def _readable(run: Run) -> Iterator[None]:
-    """Turns what a damaged file raises, of whatever kind, into one line."""
-    try:
-        yield
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"damaged file of run {run.info.run_id}, {_tag(run, 'study')} / {_tag(run, 'method')} "
-            f"({first}): send it again with `dipa-bench sync`, or delete the run in MLflow"
-        ) from None
+def _damaged(run: Run, reason: str) -> UserError:
+    return UserError(
+        f"damaged file of run {run.info.run_id}, {_tag(run, 'study')} / {_tag(run, 'method')} "
+        f"({reason}): send it again with `dipa-bench sync`, or delete the run in MLflow"
+    )

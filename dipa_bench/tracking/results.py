@@ -32,7 +32,7 @@ class Linearised:
 
 
 @dataclass(frozen=True)
-class Results:
+class TaskResults:
     """All that tracking stored about one task, as tables. Rows join on ``(study, method)``.
 
     Attributes:

@@ -13,7 +13,7 @@ from baselines import fista_net, restormer, varnet
 from baselines.controls import bicubic
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import build, defaults, space
-from dipa_bench.testing import MethodContract, small_task
+from dipa_bench.testing import small_task
 
 ROWS = {"fista-net": fista_net.METHOD, "e2e-varnet": varnet.METHOD, "restormer": restormer.METHOD}
 SMALL = {
@@ -35,30 +35,6 @@ def fitted(name, task, context, *, settings=None, **values):
 
 def reconstructed(made, task):
     return made.run(task.measure(task.images.validation), task.student).estimate
-
-
-class TestFISTANet(MethodContract):
-    tasks = ("sr", "cs", "mri", "deblur")
-
-    @property
-    def method(self):
-        return fista_net.METHOD
-
-
-class TestVarNet(MethodContract):
-    tasks = ("mri",)
-
-    @property
-    def method(self):
-        return varnet.METHOD
-
-
-class TestRestormer(MethodContract):
-    tasks = ("sr", "cs", "mri", "deblur")
-
-    @property
-    def method(self):
-        return restormer.METHOD
 
 
 # --------------------------------------------------------------------------------- FISTA-Net

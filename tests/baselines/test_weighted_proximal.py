@@ -18,14 +18,14 @@ from dipa_bench.parameters import build, defaults, space
 from dipa_bench.preconditioners import Identity, State
 from dipa_bench.solvers import REDFISTA
 from dipa_bench.tasks.spectrum import matrix
-from dipa_bench.testing import MethodContract, small_task
+from dipa_bench.testing import MethodContract, contracts, small_task
 from dipa_bench.testing.problems import smoothing_prior
 
 STRENGTH = 0.08
 
 
 class TestContract(MethodContract):
-    """On RED, as it applies to nothing else."""
+    """With either metric as the default."""
 
     name = "weighted-proximal"
 
@@ -33,9 +33,7 @@ class TestContract(MethodContract):
     def _of_metric(self, request, monkeypatch):
         field = WeightedProximalParameters.model_fields["metric"]
         monkeypatch.setattr(field, "default", request.param)
-
-    def task(self, name, **settings):
-        return super().task(name, **({"solver": "red-fista"} | settings))
+        monkeypatch.setattr(contracts, "fitted", contracts.fit)  # which knows one default
 
 
 def solver_of(weight, iterations, **options):

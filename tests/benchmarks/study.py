@@ -19,9 +19,8 @@ from typing import Any
 
 import optuna
 
-from dipa_bench.cli import study as command
 from dipa_bench.search import journal
-from dipa_bench.tracking import records, store
+from dipa_bench.tracking import folders, records, store
 
 spent: Counter[str] = Counter()
 _inside: list[str] = []
@@ -55,7 +54,7 @@ def main() -> None:
     timed(optuna.Trial, "should_prune", "optuna")
     timed(store.Store, "__init__", "mlflow")
     timed(store.Store, "send_method", "mlflow")
-    timed(command, "_print_board", "leaderboard")
+    timed(folders, "study_results", "leaderboard")
     sys.argv = ["dipa-bench", "study", "--task", "sr", *sys.argv[1:]]
     from dipa_bench.cli.main import app
 

@@ -126,9 +126,10 @@ def test_doctor_and_study_without_sound_weights(
         place.write_bytes(content)
     real = dncnn_small.load_dncnn_small
     monkeypatch.setattr(dncnn_small, "load_dncnn_small", lambda path=None: real(path or place))
-    done = call("doctor")
-    assert (done.code, done.err) == (0, "")
-    assert "the prior 'dncnn-small' has no weights" in done.out
+    if content is None:
+        done = call("doctor")
+        assert (done.code, done.err) == (0, "")
+        assert "the prior 'dncnn-small' has no weights" in done.out
     arguments = ("--task", "sr", "--set", "problem.prior=dncnn-small")
     assert "the prior 'dncnn-small' has no weights" in call("study", *arguments).line
     assert not (work / "mlruns").exists()

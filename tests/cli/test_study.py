@@ -180,12 +180,12 @@ def test_a_signal_stops_with_one_line_and_the_same_command_goes_on(
 
 
 def test_ctrl_c_before_a_study_begins(call, work: Path, small, monkeypatch) -> None:
-    from dipa_bench.cli import study as command
+    from dipa_bench.search import bench
 
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "build_task", stopped)
+    monkeypatch.setattr(bench, "build_task", stopped)
     done = call("study", *small)
     assert (done.code, done.err) == (130, "stopped\n")
 

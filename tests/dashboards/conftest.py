@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dipa_bench.tracking.results import Linearised, Results
+from dipa_bench.tracking.results import Linearised, TaskResults
 
 QUALITY = {
     "identity": 0.0,
@@ -64,7 +64,7 @@ def build(
     trials: int = 6,
     studies: tuple[str, ...] = ("study",),
     rename: Callable[[str], str] = lambda name: name,
-) -> Results:
+) -> TaskResults:
     """Results of six finished methods and a diverged one; every name goes through `rename`."""
     rng = np.random.default_rng(0)
     methods, scores, curves, tried = [], [], [], []
@@ -182,7 +182,7 @@ def build(
             "params": {},
         }
         methods.append(failed)
-    return Results(
+    return TaskResults(
         task="sr",
         methods=pd.DataFrame(methods),
         images=pd.DataFrame(scores),
@@ -195,6 +195,6 @@ def build(
 
 
 @pytest.fixture
-def make_results() -> Callable[..., Results]:
+def make_results() -> Callable[..., TaskResults]:
     """The factory `build`."""
     return build

@@ -13,7 +13,7 @@ from dashboards import architectures
 from dashboards.importance import importance_bars
 from dashboards.page import _importance_help, _page, _pixels
 from dashboards.palette import looks
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 NAMES = ["identity", "scalar", "net", "dense"]
 LOOKS = looks(NAMES)
@@ -219,7 +219,7 @@ def test_the_sentence_counts_trials_and_names_who_has_too_few() -> None:
 
 
 def test_the_page_shows_importance_only_from_enough_trials(
-    make_results: Callable[..., Results],
+    make_results: Callable[..., TaskResults],
 ) -> None:
     heading = "<h3>Importance of hyper-parameters</h3>"
     assert heading not in _page(make_results(trials=6))
@@ -227,19 +227,19 @@ def test_the_page_shows_importance_only_from_enough_trials(
 
 
 def test_a_study_without_different_sizes_has_no_such_figures(
-    make_results: Callable[..., Results],
+    make_results: Callable[..., TaskResults],
 ) -> None:
     """As where only untrained methods ran."""
     full = make_results()
     methods = full.methods.assign(learned=False)
     assert "PSNR against parameters" not in _page(
-        Results("sr", methods, full.images, full.curves, full.trials, full.pictures)
+        TaskResults("sr", methods, full.images, full.curves, full.trials, full.pictures)
     )
 
 
 def test_the_size_of_images_is_that_of_their_originals() -> None:
     held = {"measurement/a": np.zeros((2, 2)), "original/a": np.zeros((4, 6))}
     empty = [pd.DataFrame()] * 4
-    results = Results("sr", *empty, {("s", "m"): held, ("t", "m"): {}})
+    results = TaskResults("sr", *empty, {("s", "m"): held, ("t", "m"): {}})
     assert _pixels(results, "s") == 24
     assert _pixels(results, "t") is None and _pixels(results, "u") is None

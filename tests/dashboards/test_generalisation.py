@@ -13,12 +13,12 @@ from dashboards.generalisation import psnr_by_setting
 from dashboards.page import write_dashboard
 from dashboards.palette import looks
 from dipa_bench.evaluation.generalisation import by_study
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 SETTINGS = {"matched": 0.0, "noise <b>0.1</b>": -2.0, "factor 2": 1.0}
 
 
-def shifted(results: Results) -> Results:
+def shifted(results: TaskResults) -> TaskResults:
     """Results whose winners were tested at three settings, a known number of dB apart."""
     parts = [
         results.images.assign(setting=name, psnr=results.images["psnr"] + gain)

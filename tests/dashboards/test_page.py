@@ -19,7 +19,7 @@ from dashboards import figures, pictures
 from dashboards.page import write_dashboard
 from dashboards.palette import looks
 from dipa_bench.evaluation.leaderboard import leaderboard, verdict
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 ATTACK = '<script>alert(1)</script>"\' onload="alert(2)" </script><b>{{ 7 * 7 }}</b>%{x}&lt;i&gt;'
 LINKS = {"src", "href", "action", "data", "poster", "srcset"}
@@ -30,7 +30,7 @@ def attack(name: str) -> str:
     return name if name == "identity" else f"{ATTACK}{name}"
 
 
-Make = Callable[..., Results]
+Make = Callable[..., TaskResults]
 
 
 class Page(HTMLParser):
@@ -66,7 +66,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def written(results: Results, folder: Path) -> Page:
+def written(results: TaskResults, folder: Path) -> Page:
     """The page of some results."""
     path = folder / "new" / "dashboard.html"
     assert write_dashboard(results, path) == path
@@ -179,14 +179,14 @@ def test_long_and_odd_names_are_shown(make_results: Make, tmp_path: Path) -> Non
 
 
 def test_results_without_anything_make_a_page(tmp_path: Path) -> None:
-    page = written(Results("sr", *[pd.DataFrame()] * 4), tmp_path)
+    page = written(TaskResults("sr", *[pd.DataFrame()] * 4), tmp_path)
     assert "no results for this task yet" in page.text
 
 
 def test_methods_without_tests_or_trials_make_a_page(make_results: Make, tmp_path: Path) -> None:
     full = make_results()
     methods = full.methods.assign(state="running", reason=None)
-    page = written(Results("sr", methods, *[pd.DataFrame()] * 3), tmp_path)
+    page = written(TaskResults("sr", methods, *[pd.DataFrame()] * 3), tmp_path)
     assert "ldipa (running)" in page.text and "no method has finished" in page.text
 
 
@@ -197,7 +197,7 @@ def test_broken_numbers_make_a_page(make_results: Make, tmp_path: Path) -> None:
     curves.loc[::5, "psnr"] = -np.inf
     curves.loc[::7, "residual"] = 0.0
     trials = full.trials.assign(value=np.nan, state="diverged")
-    made = Results("sr", full.methods, images, curves, trials, full.pictures, full.operators)
+    made = TaskResults("sr", full.methods, images, curves, trials, full.pictures, full.operators)
     assert "no finite PSNR on 1 of 6 test images" in written(made, tmp_path).text
 
 

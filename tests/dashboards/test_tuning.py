@@ -15,12 +15,12 @@ from dashboards.page import write_dashboard
 from dashboards.palette import looks
 from dashboards.tuning import best_against_budget, steps
 from dipa_bench.evaluation.tuning import UNITS, curves
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 TITLE = "Best trial against budget spent"
 
 
-def repeated(results: Results, repeats: int = 3) -> Results:
+def repeated(results: TaskResults, repeats: int = 3) -> TaskResults:
     """Results whose only study was searched again, each time 0.1 dB better and slower."""
     study = results.methods["study"].iloc[0]
     methods, trials = [results.methods], [results.trials]
@@ -33,7 +33,7 @@ def repeated(results: Results, repeats: int = 3) -> Results:
     return replace(results, methods=joined[0], trials=joined[1])
 
 
-def figure_of(results: Results):
+def figure_of(results: TaskResults):
     lines = {unit: curves(results, unit) for unit in UNITS}
     return lines, best_against_budget(lines, looks(results.methods["method"]))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 METHOD = {
     "study": "s1",
@@ -34,7 +34,7 @@ METHOD = {
 }
 
 
-def assemble(*methods: dict, psnr: dict[str, list[float]]) -> Results:
+def assemble(*methods: dict, psnr: dict[str, list[float]]) -> TaskResults:
     """Results of methods (changes of `METHOD`), with a test PSNR per image of each."""
     rows = [METHOD | method for method in methods]
     images = [
@@ -50,11 +50,13 @@ def assemble(*methods: dict, psnr: dict[str, list[float]]) -> Results:
         for row in rows
         for index, value in enumerate(psnr.get(row["method"], []))
     ]
-    return Results("sr", pd.DataFrame(rows), pd.DataFrame(images), pd.DataFrame(), pd.DataFrame())
+    return TaskResults(
+        "sr", pd.DataFrame(rows), pd.DataFrame(images), pd.DataFrame(), pd.DataFrame()
+    )
 
 
 @pytest.fixture
-def results() -> Results:
+def results() -> TaskResults:
     """Identity, Barzilai-Borwein and two learned methods, a diverged one and a skipped one."""
     learned = {"learned": True, "rule": "distilled", "operator": "dense"}
     return assemble(
@@ -75,6 +77,6 @@ def results() -> Results:
 
 
 @pytest.fixture
-def make_results() -> Callable[..., Results]:
+def make_results() -> Callable[..., TaskResults]:
     """The factory `assemble`."""
     return assemble

@@ -6,7 +6,7 @@ import pytest
 
 from dipa_bench.evaluation.grid import grid
 from dipa_bench.evaluation.rendering import render_grid
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 OPERATORS, RULES = ["dense", "scalar", "odd"], ["greedy", "closed-form"]
 
@@ -20,7 +20,7 @@ def made(gains, trials=()):
     rows.append({"study": "t", "method": "x", "operator": "dense", "rule": "x", "difference": 9.0})
     trials = pd.DataFrame(trials, columns=["study", "method", "number", "state", "value"])
     empty = pd.DataFrame()
-    return pd.DataFrame(rows), Results("sr", empty, empty, empty, trials)
+    return pd.DataFrame(rows), TaskResults("sr", empty, empty, empty, trials)
 
 
 def of(effects, rules, pairing):

@@ -15,7 +15,7 @@ from scipy import stats
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation.leaderboard import leaderboard, verdict
 from dipa_bench.evaluation.rendering import render
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 PROMISED = {
     *("task", "study", "method", "title", "psnr", "psnr_low", "psnr_high", "ssim", "ssim_low"),
@@ -25,7 +25,7 @@ PROMISED = {
 }
 
 
-def test_best_first_and_unfinished_last_with_their_reasons(results: Results) -> None:
+def test_best_first_and_unfinished_last_with_their_reasons(results: TaskResults) -> None:
     board = leaderboard(results)
     assert list(board["method"]) == ["ldipa", "bb", "scalar", "identity", "absent", "wild"]
     assert set(board.columns) >= PROMISED
@@ -33,7 +33,7 @@ def test_best_first_and_unfinished_last_with_their_reasons(results: Results) -> 
     assert board["psnr"][-2:].isna().all(), "what did not finish has no score"
 
 
-def test_a_row_by_hand(results: Results) -> None:
+def test_a_row_by_hand(results: TaskResults) -> None:
     row = leaderboard(results).set_index("method").loc["ldipa"]
     test = stats.ttest_1samp([3.0, 3.0, 4.0], 0)
     low, high = test.confidence_interval(0.95)
@@ -45,7 +45,9 @@ def test_a_row_by_hand(results: Results) -> None:
     assert (row["task"], row["parameters"], row["fit_seconds"]) == ("sr", 256, 50.0)
 
 
-def test_the_reference_is_taken_from_the_same_study(make_results: Callable[..., Results]) -> None:
+def test_the_reference_is_taken_from_the_same_study(
+    make_results: Callable[..., TaskResults],
+) -> None:
     found = leaderboard(
         make_results(
             *[{"method": "identity"}, {"method": "a"}, {"method": "b", "study": "s2"}],
@@ -56,13 +58,13 @@ def test_the_reference_is_taken_from_the_same_study(make_results: Callable[..., 
     assert math.isnan(found.loc["b", "difference"]) and math.isnan(found.loc["b", "p_value"])
 
 
-def test_an_unfinished_reference_is_none(results: Results) -> None:
+def test_an_unfinished_reference_is_none(results: TaskResults) -> None:
     assert leaderboard(results, reference="wild")["difference"].isna().all()
     with pytest.raises(UserError, match="unknown reference 'nobody'"):
         leaderboard(results, reference="nobody")
 
 
-def test_filters_and_names_that_are_not_known(make_results: Callable[..., Results]) -> None:
+def test_filters_and_names_that_are_not_known(make_results: Callable[..., TaskResults]) -> None:
     made = make_results(
         *[{"method": "a"}, {"method": "b", "study": "s2", "rules": "published"}],
         psnr={"a": [20.0], "b": [21.0]},
@@ -76,7 +78,7 @@ def test_filters_and_names_that_are_not_known(make_results: Callable[..., Result
 
 
 def test_images_that_failed_put_a_method_below_and_say_why(
-    make_results: Callable[..., Results],
+    make_results: Callable[..., TaskResults],
 ) -> None:
     made = make_results(
         *[{"method": "good"}, {"method": "bad"}, {"method": "exact"}],
@@ -89,7 +91,7 @@ def test_images_that_failed_put_a_method_below_and_say_why(
 
 
 def test_nothing_measured_yet() -> None:
-    empty = Results("sr", *[pd.DataFrame()] * 4)
+    empty = TaskResults("sr", *[pd.DataFrame()] * 4)
     board = leaderboard(empty)
     assert board.empty and set(board.columns) >= PROMISED
     assert json.loads(render(board, "json")) == []
@@ -97,7 +99,7 @@ def test_nothing_measured_yet() -> None:
     assert "empty" in verdict(board, empty)
 
 
-def test_json_round_trip(results: Results) -> None:
+def test_json_round_trip(results: TaskResults) -> None:
     board = leaderboard(results)
     rows = json.loads(render(board, "json"), parse_constant=lambda name: pytest.fail(name))
     assert [row["method"] for row in rows] == list(board["method"])
@@ -107,7 +109,7 @@ def test_json_round_trip(results: Results) -> None:
     assert rows[0]["reason"] is None and rows[0]["parameters"] == 256
 
 
-def test_csv_has_every_column(results: Results) -> None:
+def test_csv_has_every_column(results: TaskResults) -> None:
     board = leaderboard(results)
     rows = list(csv.DictReader(io.StringIO(render(board, "csv"))))
     assert [row["method"] for row in rows] == list(board["method"])
@@ -115,7 +117,7 @@ def test_csv_has_every_column(results: Results) -> None:
     assert rows[-1]["psnr"] == ""
 
 
-def test_table_fits_a_terminal(results: Results) -> None:
+def test_table_fits_a_terminal(results: TaskResults) -> None:
     text = render(leaderboard(results), "table")
     assert max(map(len, text.splitlines())) <= 100
     line = next(line for line in text.splitlines() if line.startswith("ldipa"))
@@ -126,7 +128,7 @@ def test_table_fits_a_terminal(results: Results) -> None:
 
 @pytest.mark.parametrize("format", ["table", "markdown"])
 def test_hostile_names_neither_steer_nor_break_the_print_outs(
-    make_results: Callable[..., Results], format: str
+    make_results: Callable[..., TaskResults], format: str
 ) -> None:
     name = "[red]a|b\x1b[31m\n<script>" + "x" * 4000
     made = make_results({"method": name}, {"method": "identity"}, psnr={name: [20.0, 21.0]})
@@ -140,12 +142,12 @@ def test_hostile_names_neither_steer_nor_break_the_print_outs(
         assert {line.replace("\\|", "").count("|") for line in rows} == {10}
 
 
-def test_an_unknown_format_names_the_nearest(results: Results) -> None:
+def test_an_unknown_format_names_the_nearest(results: TaskResults) -> None:
     with pytest.raises(UserError, match="unknown format 'markdwon': did you mean 'markdown'"):
         render(leaderboard(results), "markdwon")
 
 
-def test_verdict_by_hand(results: Results) -> None:
+def test_verdict_by_hand(results: TaskResults) -> None:
     # best learned is ldipa, best untrained bb: differences 2, 1.5 and 3; 50 s against 2 s
     low, high = stats.ttest_1samp([2.0, 1.5, 3.0], 0).confidence_interval(0.95)
     assert verdict(leaderboard(results), results) == (
@@ -154,7 +156,7 @@ def test_verdict_by_hand(results: Results) -> None:
     )
 
 
-def test_verdict_of_a_free_rival_gives_both_times(make_results: Callable[..., Results]) -> None:
+def test_verdict_of_a_free_rival_gives_both_times(make_results: Callable[..., TaskResults]) -> None:
     made = make_results(
         {"method": "free", "fit_seconds": 0.001, "start": "lmmse"},
         {"method": "net", "learned": True, "fit_seconds": 300.0},
@@ -166,7 +168,7 @@ def test_verdict_of_a_free_rival_gives_both_times(make_results: Callable[..., Re
     assert "(free; its LMMSE start was fitted on training images)" in line
 
 
-def test_verdict_without_a_pair_says_so(make_results: Callable[..., Results]) -> None:
+def test_verdict_without_a_pair_says_so(make_results: Callable[..., TaskResults]) -> None:
     net = {"method": "net", "learned": True}
     only = make_results({"method": "identity"}, psnr={"identity": [20.0]})
     assert "no learned method" in verdict(leaderboard(only), only)
@@ -176,7 +178,7 @@ def test_verdict_without_a_pair_says_so(make_results: Callable[..., Results]) ->
     assert "no method has finished" in verdict(leaderboard(only), only)
 
 
-def test_verdict_per_study(make_results: Callable[..., Results]) -> None:
+def test_verdict_per_study(make_results: Callable[..., TaskResults]) -> None:
     made = make_results(
         *[{"method": "a"}, {"method": "b", "study": "s2"}], psnr={"a": [20.0], "b": [21.0]}
     )

@@ -13,7 +13,7 @@ from dipa_bench.evaluation import statistics
 
 
 def table(rows: list[tuple[int, str, str | None, float]]) -> pd.DataFrame:
-    """Rows of (seed, image, subject, psnr) as ``Results.images`` has them."""
+    """Rows of (seed, image, subject, psnr) as ``TaskResults.images`` has them."""
     return pd.DataFrame(rows, columns=["seed", "image", "subject", "psnr"])
 
 

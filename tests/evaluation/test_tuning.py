@@ -24,7 +24,7 @@ from dipa_bench.evaluation.tuning import (
     verdict,
 )
 from dipa_bench.evaluation.tuning_table import budgets, render, sentences, tuning_table
-from dipa_bench.tracking.results import Results
+from dipa_bench.tracking.results import TaskResults
 
 NAN = math.nan
 
@@ -41,7 +41,7 @@ def done(*values: float, seconds: float = 1.0) -> pd.DataFrame:
     return trials(*(("finished", value, seconds) for value in values))
 
 
-def results(searches: dict, psnr: dict | None = None, **states: str) -> Results:
+def results(searches: dict, psnr: dict | None = None, **states: str) -> TaskResults:
     """Results from (method, repeat) to trials, and to test PSNRs of the winner; state by method."""
     names = {key: {"study": name(key[1]), "method": key[0]} for key in searches}
     methods = [
@@ -58,7 +58,7 @@ def results(searches: dict, psnr: dict | None = None, **states: str) -> Results:
     ]
     joined = pd.concat(tried, ignore_index=True) if tried else pd.DataFrame()
     empty = pd.DataFrame()
-    return Results("sr", pd.DataFrame(methods), pd.DataFrame(images), empty, joined)
+    return TaskResults("sr", pd.DataFrame(methods), pd.DataFrame(images), empty, joined)
 
 
 def name(repeat: int) -> str:
@@ -109,7 +109,7 @@ def test_the_place_in_the_search_orders_trials_not_their_number():
 
 
 def test_nothing_makes_empty_tables():
-    nothing = Results("sr", *[pd.DataFrame()] * 4)
+    nothing = TaskResults("sr", *[pd.DataFrame()] * 4)
     for table, columns in (
         (best_so_far(nothing), tuning.BEST_SO_FAR),
         (curves(nothing), tuning.CURVES),
@@ -189,7 +189,7 @@ def test_studies_are_not_mixed():
     for table in (two.methods, two.trials):
         table["study"] = "other"
     two.methods["repeat_of"] = "other"
-    both = Results(
+    both = TaskResults(
         "sr", pd.concat([one.methods, two.methods]), *[pd.DataFrame()] * 2,
         pd.concat([one.trials, two.trials]),
     )  # fmt: skip

@@ -75,16 +75,16 @@ def test_a_damaged_journal_comes_back_from_the_records(
     lab: SimpleNamespace,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    study = lab.resolved(["ldipa"], trials=6)
-    whole = lab.search(study, tmp_path / "a", "ldipa")
-    lab.search(lab.resolved(["ldipa"], trials=4), tmp_path / "b", "ldipa")
-    folder = study_folder(tmp_path / "b", "small") / "ldipa"
+    study = lab.resolved(["identity"], trials=6)
+    whole = lab.search(study, tmp_path / "a", "identity")
+    lab.search(lab.resolved(["identity"], trials=4), tmp_path / "b", "identity")
+    folder = study_folder(tmp_path / "b", "small") / "identity"
     before = facts(folder)
     kept = {path: path.read_bytes() for path in folder.glob("trial-*/record.json")}
     damage(folder / journal.JOURNAL)
-    resumed = lab.search(study, tmp_path / "b", "ldipa")
+    resumed = lab.search(study, tmp_path / "b", "identity")
     assert facts(folder)[:4] == before
-    assert facts(folder) == facts(study_folder(tmp_path / "a", "small") / "ldipa")
+    assert facts(folder) == facts(study_folder(tmp_path / "a", "small") / "identity")
     assert len(facts(folder)) == 6
     assert {path: path.read_bytes() for path in kept} == kept
     assert resumed.params == whole.params

@@ -21,7 +21,6 @@ from dipa_bench.search.jobs import Job, Listener, Lost, Setup
 from dipa_bench.search.processes import Processes, Seat, seats
 from dipa_bench.search.row import Row
 
-pytestmark = pytest.mark.xdist_group("processes")
 CPU = torch.device("cpu")
 SETUP = Setup({}, Path("study"), Path("teachers"), "cpu")
 

@@ -229,7 +229,7 @@ FAULTS = [
         "dipa_bench/search/contest.py",
         "        log_read(self._bench.folder, reason)\n",
         "",
-        f"{SEARCH} tests/cli/test_shared.py",
+        f"{SEARCH} tests/cli/processes/test_shared.py",
     ),
     Fault(
         "a failed trial has a value for Optuna",

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from dipa_bench.errors import UserError
-from dipa_bench.tracking import load, records
+from dipa_bench.tracking import records, tables
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.load import find_run, load_results
 from dipa_bench.tracking.location import sqlite_path, sqlite_uri
@@ -46,7 +46,7 @@ def own(tmp_path: Path, empty_database: Path, hand: SimpleNamespace) -> str:
 
 def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
     methods = load_results(filled, "sr").methods
-    assert list(methods.columns) == list(load.METHODS)
+    assert list(methods.columns) == list(tables.METHODS)
     assert list(methods["method"]) == ["dipa", "none"]
     row = methods.iloc[0].to_dict()
     assert len(row.pop("run_id")) == 32
@@ -83,7 +83,7 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
 
 def test_trials_come_back(filled: str, hand: SimpleNamespace) -> None:
     trials = load_results(filled, "sr").trials
-    assert list(trials.columns) == list(load.TRIALS)
+    assert list(trials.columns) == list(tables.TRIALS)
     assert list(trials["number"]) == list(range(len(hand.states)))
     assert list(trials["state"]) == list(hand.states)
     assert set(trials["method"]) == {"dipa"}
@@ -102,7 +102,7 @@ def test_trials_come_back(filled: str, hand: SimpleNamespace) -> None:
 
 def test_images_and_curves_come_back(filled: str, hand: SimpleNamespace) -> None:
     results = load_results(filled, "sr")
-    for name, columns in (("images", load.IMAGES), ("curves", load.CURVES)):
+    for name, columns in (("images", tables.IMAGES), ("curves", tables.CURVES)):
         table = getattr(results, name)
         assert list(table.columns) == list(columns)
         written = hand.tables((0, 1), 3)[name]
@@ -151,9 +151,9 @@ def test_a_method_without_anything_has_all_columns(
     records.write(tmp_path / "studies" / "small" / "broken", empty)
     sync(tmp_path, uri)
     results = load_results(uri, "sr")
-    assert list(results.images.columns) == list(load.IMAGES)
-    assert list(results.curves.columns) == list(load.CURVES)
-    assert list(results.trials.columns) == list(load.TRIALS)
+    assert list(results.images.columns) == list(tables.IMAGES)
+    assert list(results.curves.columns) == list(tables.CURVES)
+    assert list(results.trials.columns) == list(tables.TRIALS)
     row = results.methods.iloc[0]
     assert (row["state"], row["reason"], row["trials"]) == ("failed", "no memory", 0)
     assert row["start"] is None

@@ -57,7 +57,6 @@ def smooth(v, sigma):
             os.kill(os.getpid(), signal.SIGSEGV)
     return den.smooth(v, sigma)
 """
-pytestmark = pytest.mark.xdist_group("processes")
 BOTH = ("--methods", "identity,ldipa", "--name", "both")
 PATIENCE = 90  # seconds for a process to get to a trial
 

@@ -18,7 +18,6 @@ from dipa_bench.tracking import records
 from dipa_bench.tracking.location import sqlite_uri
 from dipa_bench.tracking.wording import experiment_name
 
-pytestmark = pytest.mark.xdist_group("processes")
 TRIALS, METHODS = 4, ("identity", "scalar")
 PATIENCE = 120  # seconds for a process to get to a trial
 QUICK = """
@@ -163,12 +162,15 @@ def test_a_server_that_goes_away_comes_back_to_a_study_that_waited(
     assert numbers == {method: list(range(TRIALS)) for method in METHODS}
 
 
-@pytest.mark.slow
 def test_one_that_comes_later_adds_trials_or_is_told_what_differs(
-    machines: Callable[..., list[Machine]], tmp_path: Path
+    study, furnish, tmp_path: Path, server: Server, monkeypatch
 ) -> None:
-    machines("grown", 1)[0].finish()
-    machines("grown", 1, "--trials", str(TRIALS + 2), first=1)[0].finish()
+    store = sqlite_uri(furnish(tmp_path / "store") / "mlflow.db")
+    options = ["--methods", ",".join(METHODS), "--name", "grown", "--tracking-uri", store]
+    options += ["--storage", server.url, "--trials"]
+    for number, trials in enumerate((TRIALS, TRIALS + 2)):
+        monkeypatch.chdir(furnish(tmp_path / f"machine-{number}"))
+        assert study(*options, str(trials)).code == 0
     tags = runs(tmp_path / "store" / "mlflow.db", "grown")
     for method in METHODS:
         numbers = {
@@ -177,9 +179,9 @@ def test_one_that_comes_later_adds_trials_or_is_told_what_differs(
             if tag["dipa.method"] == method and tag["dipa.kind"] == "trial"
         }
         assert numbers == set(range(TRIALS + 2))
-    (other,) = machines("grown", 1, "--set", "problem.iterations=4", first=2)
-    with pytest.raises(AssertionError, match=r"problem\.iterations = 3, not 4"):
-        other.finish()
+    monkeypatch.chdir(furnish(tmp_path / "machine-2"))
+    other = study(*options, str(TRIALS), "--set", "problem.iterations=4")
+    assert "problem.iterations = 3, not 4" in other.line
 
 
 def test_what_is_no_server_is_told_in_a_line(study, server: Server, monkeypatch) -> None:

@@ -16,11 +16,10 @@ distributed = pytest.importorskip("distributed", reason="Dask is an extra: dipa-
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("processes"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-OPTIONS = ("--methods", "identity,ldipa", "--trials", "4", "--name", "far")
+OPTIONS = ("--methods", "identity,ldipa", "--trials", "3", "--name", "far")
 MAKER = """
 from distributed import LocalCluster
 
@@ -77,7 +76,7 @@ def test_a_cluster_does_it_and_a_killed_workers_trial_is_taken_over(
     assert done.code == 0, done.err
     assert killed
     for trials in ended(place).values():
-        assert sorted(trial["notes"]["index"] for trial in trials) == list(range(4))
+        assert sorted(trial["notes"]["index"] for trial in trials) == list(range(3))
         assert {trial["state"] for trial in trials} <= {"finished", "pruned"}
     record = json.loads((place / "ldipa" / "record.json").read_text())
     assert record["state"] == "finished"
@@ -86,9 +85,11 @@ def test_a_cluster_does_it_and_a_killed_workers_trial_is_taken_over(
     assert "ldipa" in done.out
 
 
-def test_a_cluster_from_a_file_and_what_is_none(work: Path, study) -> None:
+def test_a_cluster_from_a_file_and_what_is_none(work: Path, study, monkeypatch) -> None:
+    monkeypatch.setattr("dipa_bench.search.cluster.PATIENCE", 5.0)
     (work / "mine.py").write_text(MAKER)
-    assert study(*OPTIONS, "--cluster", "mine.py:small").code == 0
+    few = ("--methods", "identity", "--trials", "1", "--cluster", "mine.py:small")
+    assert study(*few).code == 0
     assert "cannot be read" in study(*OPTIONS, "--cluster", "mine.py:nothing").line
     assert "int, not a Dask cluster" in study(*OPTIONS, "--cluster", "mine.py:number").line
     assert "cannot be made" in study(*OPTIONS, "--cluster", "mine.py:three").line

@@ -1,0 +1,270 @@
+"""The Python interface: what the command line and notebooks call.
+
+`dipa_bench` re-exports it, so that ``import dipa_bench`` loads nothing heavy before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dipa_bench.execution.study import Study
+    from dipa_bench.search.observer import Observer
+    from dipa_bench.search.restore import LearnedRun
+    from dipa_bench.tracking.results import TaskResults
+
+ROOT = Path("mlruns")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What came of a study. In a notebook it shows as its leaderboard.
+
+    Attributes:
+        name: of the study.
+        task: its name.
+        folder: of its records.
+        leaderboard: a row for each method, best mean test PSNR first (`dipa_bench.leaderboard`).
+        runs: a row for each method, trial and seed: kind, method, number, state, reason, one column
+            for each metric, and its folder.
+        tables: per-image scores, curves and pictures behind the leaderboard.
+        measured: whether any method finished, or none was meant to.
+        sent: whether the tracking store has all of it.
+    """
+
+    name: str
+    task: str
+    folder: Path
+    leaderboard: pd.DataFrame
+    runs: pd.DataFrame
+    tables: TaskResults
+    measured: bool
+    sent: bool
+
+    def verdict(self) -> str:
+        """What training bought, in a sentence."""
+        from dipa_bench.evaluation.leaderboard import verdict
+
+        return verdict(self.leaderboard, self.tables)
+
+    def load(self, method: str, device: str = "auto") -> LearnedRun:
+        """A method's operator with its task and solver, as `dipa_bench.load` gives it."""
+        return load(f"{self.name}/{method}", self.folder.parents[1], device)
+
+    def __str__(self) -> str:
+        from dipa_bench.evaluation.rendering import render
+
+        return f"{render(self.leaderboard)}\n{self.verdict()}"
+
+    def _repr_html_(self) -> str:
+        return self.leaderboard.to_html()
+
+
+def run_study(
+    study: str | Path | Mapping[str, Any] | None = None,
+    *,
+    task: str | None = None,
+    methods: str | Sequence[str] | None = None,
+    trials: int | None = None,
+    minutes: float | None = None,
+    repeats: int = 1,
+    preset: str | None = None,
+    protocol: str | None = None,
+    dataset: str | None = None,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+    name: str | None = None,
+    set: Mapping[str, Any] | Sequence[str] = (),
+    workers: int | str | None = None,
+    cluster: str | None = None,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+    root: str | Path = ROOT,
+    callback: Observer | None = None,
+) -> Results:
+    """Searches every method with the same budget, refits the winners, tests each once.
+
+    The same call continues a study that was interrupted. Results go below `root` and to MLflow.
+
+    Args:
+        study: path of a study file, name of an embedded one, or a table as of a study file.
+        task: task whose embedded study to run, e.g. ``sr``; not needed where `study` names one.
+        methods: rows to run, e.g. ``["identity", "ldipa"]``; patterns and ``all`` work.
+        trials: of each method; else as the preset says.
+        minutes: of each method's search instead of a number of trials.
+        repeats: independent searches, each a study of its own; results are the first one's.
+        preset: ``quick`` (default on a CPU), ``standard`` (on a GPU) or ``paper``.
+        protocol: ``tuned`` (default) or ``published``.
+        dataset: registered images, NAME or NAME:PATH.
+        data_root: where datasets without a path of their own lie.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<i>``.
+        seed: of the whole study.
+        name: of the study.
+        set: further settings, ``{"problem.size": 64, "ldipa.train.clip": 0.5}``, or as the command
+            line has them, ``["problem.size=64"]``.
+        workers: processes: a number or ``auto``; None for this one.
+        cluster: a Dask cluster, ``dask://host:port`` or ``file.py:NAME``.
+        storage: database that machines share; None for files.
+        tracking_uri: MLflow store; else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in this folder.
+        root: the results folder.
+        callback: told of everything while the study runs (`dipa_bench.StudyCallback`).
+
+    Raises:
+        UserError: a setting that does not exist or cannot be had; the message names the cure.
+        StudyStopped: a KeyboardInterrupt; the same call continues the study.
+        OSError: a disk that is full or read-only; what is finished is kept.
+    """
+    from dipa_bench.execution.study import Request, Study
+    from dipa_bench.search.observer import Observer
+
+    prepared = Study(
+        Request(
+            config=study,
+            task=task,
+            methods=methods,
+            trials=trials,
+            minutes=minutes,
+            preset=preset,
+            protocol=protocol,
+            device=device,
+            seed=seed,
+            name=name,
+            sets=assignments(dataset, data_root, set),
+            repeats=repeats,
+            workers=workers,
+            cluster=cluster,
+            storage=storage,
+            tracking_uri=tracking_uri,
+            root=Path(root),
+        )
+    )
+    return run_prepared(prepared, callback or Observer())
+
+
+def run_prepared(study: Study, callback: Observer) -> Results:
+    """Runs a study that is ready, and gathers its results.
+
+    Args:
+        study: the study.
+        callback: told of everything.
+
+    Raises:
+        As `run_study`.
+    """
+    from dipa_bench.evaluation.leaderboard import leaderboard as ranked
+    from dipa_bench.tracking.folders import runs_table, study_results
+
+    outcomes = study.run(callback)
+    first = outcomes[0]
+    if study.address is not None and first.sent:  # other machines concluded some of the rows
+        tables = stored_results(study.resolved.task, study=first.study.name, tracking_uri=study.uri)
+    else:
+        tables = study_results(first.folder, first.study.task)
+    return Results(
+        name=first.study.name,
+        task=first.study.task,
+        folder=first.folder,
+        leaderboard=ranked(tables),
+        runs=runs_table(first.folder),
+        tables=tables,
+        measured=all(one.measured for one in outcomes),
+        sent=all(one.sent for one in outcomes),
+    )
+
+
+def leaderboard(
+    task: str,
+    *,
+    study: str | None = None,
+    protocol: str | None = None,
+    reference: str | None = None,
+    tracking_uri: str | None = None,
+) -> pd.DataFrame:
+    """One row for each study and method of a task, best mean test PSNR first.
+
+    Args:
+        task: its name.
+        study: only this study.
+        protocol: only ``tuned`` or ``published`` rows.
+        reference: row that differences are taken to; by default the study's.
+        tracking_uri: MLflow store; else as for `run_study`.
+
+    Raises:
+        UserError: no runs of that task, an unknown name, or a store that does not answer.
+    """
+    from dipa_bench.evaluation.leaderboard import leaderboard as ranked
+
+    results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
+    return ranked(results, reference=reference)
+
+
+def stored_results(
+    task: str,
+    *,
+    study: str | None = None,
+    protocol: str | None = None,
+    repeats: bool = False,
+    tracking_uri: str | None = None,
+) -> TaskResults:
+    """Tables of everything that the tracking store has of a task; as `leaderboard` reads them.
+
+    Args:
+        task, study, protocol, tracking_uri: as for `leaderboard`.
+        repeats: with `study` its repeated searches as well.
+
+    Raises:
+        UserError: as `leaderboard`.
+    """
+    from dipa_bench import registry
+    from dipa_bench.errors import UserError, unknown
+    from dipa_bench.tracking.connection import StoreUnavailable
+    from dipa_bench.tracking.load import load_results
+    from dipa_bench.tracking.location import resolve_uri
+
+    if task not in registry.names("tasks"):  # without importing it
+        raise unknown("task", task, registry.names("tasks"))
+    uri = resolve_uri(tracking_uri, Path.cwd())
+    try:
+        return load_results(uri, task, study=study, rules=protocol, repeats=repeats)
+    except StoreUnavailable as error:
+        raise UserError(str(error)) from None
+
+
+def load(
+    run: str | Path,
+    root: str | Path = ROOT,
+    device: str = "auto",
+    tracking_uri: str | None = None,
+) -> LearnedRun:
+    """A run's operator, task and solver, ready to reconstruct with.
+
+    Args:
+        run: a run folder, ``study/method[/seed-0]`` below `root`, or an MLflow run id.
+        root: the results folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<i>``.
+        tracking_uri: store that knows the run id; else as for `run_study`.
+
+    Raises:
+        UserError: no such run, or none that left an operator.
+    """
+    from dipa_bench.search import restore
+
+    return restore.load(run, root, device, tracking_uri)
+
+
+def assignments(
+    dataset: str | None, root: str | Path | None, given: Mapping[str, Any] | Sequence[str] | None
+) -> list[str]:
+    """Further settings as ``key=value``, after those that have an argument of their own."""
+    own = {"problem.dataset": dataset, "problem.data_root": root and str(root)}
+    found = [f"{key}={json.dumps(value)}" for key, value in own.items() if value is not None]
+    if isinstance(given, Mapping):
+        return found + [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    return found + list(given or [])

@@ -1,0 +1,202 @@
+"""The results tables: their columns, and how they are put together method by method."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dipa_bench.errors import UserError
+from dipa_bench.tracking.results import Linearised, TaskResults
+
+KEYS = ["study", "method"]
+# columns and their types; object columns hold text or dicts
+METHODS = {
+    "study": object,
+    "method": object,
+    "title": object,
+    "operator": object,
+    "rule": object,
+    "learned": bool,
+    "rules": object,
+    "preset": object,
+    "state": object,
+    "reason": object,
+    "parameters": float,
+    "trials": int,
+    "seeds": int,
+    "seconds_per_image": float,
+    "operator_calls": float,
+    "denoiser_calls": float,
+    "fit_seconds": float,
+    "search_seconds": float,
+    "start": object,
+    "reference": object,
+    "caveat": object,
+    "params": object,
+    "run_id": object,
+    "started": float,
+    "repeat": int,
+    "repeat_of": object,
+}
+IMAGES = {
+    "study": object,
+    "method": object,
+    "seed": int,
+    "image": object,
+    "subject": object,
+    "psnr": float,
+    "ssim": float,
+}
+CURVES = {
+    "study": object,
+    "method": object,
+    "seed": int,
+    "image": object,
+    "iteration": int,
+    "psnr": float,
+    "residual": float,
+    "step_norm": float,
+}
+SHIFTS = {"setting": object} | IMAGES
+TRIALS = {
+    "study": object,
+    "method": object,
+    "number": int,
+    "index": int,
+    "state": object,
+    "value": float,
+    "estimate": float,
+    "seconds": float,
+    "borrowed": float,
+    "parameters": float,
+    "seconds_per_image": float,
+    "params": object,
+    "reason": object,
+}
+ARTIFACTS = (
+    *("images.parquet", "curves.parquet", "shifts.parquet"),
+    *("pictures.safetensors", "matrix.safetensors", "linearisation.safetensors"),
+)
+
+
+class Tables:
+    """Gathers the tables of `TaskResults`, method by method."""
+
+    def __init__(self) -> None:
+        self.methods: list[dict[str, Any]] = []
+        self.trials: list[dict[str, Any]] = []
+        self.images: list[pd.DataFrame] = []
+        self.curves: list[pd.DataFrame] = []
+        self.shifts: list[pd.DataFrame] = []
+        self.pictures: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        self.operators: dict[tuple[str, str], np.ndarray] = {}
+        self.linearisations: dict[tuple[str, str], Linearised] = {}
+
+    def add(
+        self,
+        method: dict[str, Any],
+        trials: Iterable[dict[str, Any]],
+        files: Mapping[str, Path],
+        damaged: Callable[[str], UserError],
+    ) -> None:
+        """Adds a method, its trials and its files.
+
+        Args:
+            method: a row of ``methods``.
+            trials: rows of ``trials``, without study and method.
+            files: those of `ARTIFACTS` that there are.
+            damaged: what to raise where one cannot be read, from the reason in words.
+        """
+        key = method["study"], method["method"]
+        self.methods.append(method)
+        names = dict(zip(KEYS, key, strict=True))
+        self.trials += [{**names, **row} for row in sorted(trials, key=lambda row: row["number"])]
+        with _readable(damaged):
+            if path := files.get("images.parquet"):
+                self.images.append(_table(path, IMAGES, names))
+            if path := files.get("curves.parquet"):
+                self.curves.append(_table(path, CURVES, names))
+            if path := files.get("shifts.parquet"):
+                self.shifts.append(_table(path, SHIFTS, names))
+            if path := files.get("pictures.safetensors"):
+                self.pictures[key] = _tensors(path)
+            if path := files.get("matrix.safetensors"):
+                self.operators[key] = _tensors(path)["P"]
+            if path := files.get("linearisation.safetensors"):
+                self.linearisations[key] = _linearised(path)
+
+    def results(self, task: str) -> TaskResults:
+        """The tables, with all their columns even where they are empty."""
+        methods = _frame(self.methods, METHODS)
+        if methods["parameters"].notna().all():
+            methods["parameters"] = methods["parameters"].astype(int)
+        return TaskResults(
+            task=task,
+            methods=methods,
+            images=_joined(self.images, IMAGES),
+            curves=_joined(self.curves, CURVES),
+            trials=_frame(self.trials, TRIALS),
+            shifts=_joined(self.shifts, SHIFTS),
+            pictures=self.pictures,
+            operators=self.operators,
+            linearisations=self.linearisations,
+        )
+
+
+def _frame(rows: list[dict[str, Any]], columns: dict[str, type]) -> pd.DataFrame:
+    """A table with exactly `columns`; text stays what it is, with None where there is none."""
+    series = {
+        name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in columns.items()
+    }
+    return pd.DataFrame(series)
+
+
+def _table(path: Path, columns: dict[str, type], names: dict[str, str]) -> pd.DataFrame:
+    """A Parquet file as the rows of one study and method."""
+    table = pd.read_parquet(path, engine="pyarrow").assign(**names)
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise ValueError(f"{path.name} lacks the column {missing[0]!r}")
+    return table[list(columns)].astype(columns)
+
+
+def _joined(tables: list[pd.DataFrame], columns: dict[str, type]) -> pd.DataFrame:
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else _frame([], columns)
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _linearised(path: Path) -> Linearised:
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        facts = file.metadata() or {}
+        held = {name: file.get_tensor(name) for name in file.keys()}
+    return Linearised(
+        singular=held["singular"],
+        symmetric=held["symmetric"],
+        product=held["product_real"] + 1j * held["product_imag"],
+        matrix=held.get("J"),
+        image=facts.get("image", ""),
+        iteration=int(facts["iteration"]) if "iteration" in facts else None,
+        derivative=facts.get("derivative", "exact"),
+    )
+
+
+@contextlib.contextmanager
+def _readable(damaged: Callable[[str], UserError]) -> Iterator[None]:
+    """Turns what a damaged file raises, of whatever kind, into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise damaged((str(error).splitlines() or [""])[0]) from None

@@ -1,0 +1,195 @@
+"""The Python interface: from a fresh interpreter, from a notebook, and as the README has it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import small_study
+from nbclient import NotebookClient
+
+import dipa_bench
+from dipa_bench.preconditioners import Identity
+from dipa_bench.tracking.connection import connect
+from dipa_bench.tracking.location import sqlite_uri
+
+README = Path(__file__).parents[1] / "README.md"
+SETTINGS = {
+    "problem.prior": "den:smooth",
+    "problem.size": 16,
+    "problem.iterations": 3,
+    "budget.train_images": 8,
+    "budget.epochs": 1,
+    "budget.final_epochs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with pictures, a prior and an empty store."""
+    folder = tmp_path_factory.mktemp("api")
+    connect(sqlite_uri(folder / "mlflow.db"))
+    small_study.pictures(folder / "images")
+    return small_study.furnished(folder)
+
+
+@pytest.fixture
+def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(place)
+    monkeypatch.delitem(sys.modules, "den", raising=False)
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> dipa_bench.Results:
+    """A study of two rows, run once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(place)
+        patch.delitem(sys.modules, "den", raising=False)
+        return run("one")
+
+
+def run(name: str, **options: object) -> dipa_bench.Results:
+    given = {"methods": ["identity", "ldipa"], "trials": 2} | options
+    return dipa_bench.run_study(
+        task="sr", dataset="folder:images", device="cpu", name=name, set=SETTINGS, **given
+    )
+
+
+def fresh(code: str, folder: Path) -> str:
+    """What a program prints in an interpreter of its own."""
+    environment = {name: value for name, value in os.environ.items() if name[:6] != "MLFLOW"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_results_are_what_store_and_records_have(finished: dipa_bench.Results, there: Path) -> None:
+    board = finished.leaderboard
+    assert set(board["method"]) == {"identity", "ldipa"}
+    assert finished.measured and finished.sent
+    assert finished.folder.resolve() == there / "mlruns" / "studies" / "one"
+    stored = dipa_bench.leaderboard("sr", study="one")
+    pd.testing.assert_frame_equal(board, stored)
+    runs = finished.runs
+    assert runs.groupby("kind").size().to_dict() == {"method": 2, "seed": 3, "trial": 4}
+    row = board.set_index("method").loc["ldipa"]
+    seeds = runs[(runs["method"] == "ldipa") & (runs["kind"] == "seed")]
+    assert row["psnr"] == pytest.approx(seeds["test/psnr"].mean())
+    assert "best learned method" in str(finished)
+    assert "ldipa" in finished._repr_html_()
+
+
+def test_an_operator_comes_back(finished: dipa_bench.Results, there: Path) -> None:
+    ours, named = finished.load("ldipa", "cpu"), dipa_bench.load("one/ldipa", device="cpu")
+    assert ours.record == named.record
+    assert type(finished.load("identity", "cpu").operator) is Identity
+
+
+def test_a_table_says_the_same_as_arguments(finished: dipa_bench.Results, there: Path) -> None:
+    """And the callback hears of every run."""
+
+    class Heard(dipa_bench.StudyCallback):
+        def __init__(self) -> None:
+            self.ended_runs: list[str] = []
+
+        def ended(self, record) -> None:
+            self.ended_runs.append(f"{record.method} {record.kind}")
+
+    budget = {"trials": 2, "train_images": 8, "epochs": 1, "final_epochs": 1}
+    problem = {"prior": "den:smooth", "size": 16, "iterations": 3, "dataset": "folder:images"}
+    table = {
+        "task": "sr",
+        "problem": problem | {"noise": 0.01},
+        "budget": budget,
+        "methods": {"identity": {}},
+    }
+    heard = Heard()
+    found = dipa_bench.run_study(table, name="table", device="cpu", callback=heard)
+    assert heard.ended_runs == ["identity trial"] * 2 + ["identity seed", "identity method"]
+    pd.testing.assert_series_equal(
+        found.leaderboard["psnr"], run("arguments", methods="identity").leaderboard["psnr"]
+    )
+    again = Heard()
+    dipa_bench.run_study(table, name="table", device="cpu", callback=again)
+    assert again.ended_runs == ["identity method"]
+
+
+def test_mistakes_are_one_line(there: Path) -> None:
+    with pytest.raises(dipa_bench.UserError, match="did you mean 'ldipa'"):
+        run("bad", methods=["ldipas"])
+    with pytest.raises(dipa_bench.UserError, match="repeats = 0"):
+        run("bad", repeats=0)
+    with pytest.raises(dipa_bench.UserError, match="say what to study"):
+        dipa_bench.run_study()
+    with pytest.raises(dipa_bench.UserError, match="unknown task 'st'"):
+        dipa_bench.leaderboard("st")
+    assert not (there / "mlruns" / "studies" / "bad").exists()
+
+
+def test_a_stop_is_a_keyboard_interrupt_that_names_the_study(there: Path) -> None:
+    class Stop(dipa_bench.StudyCallback):
+        def run(self, kind: str, row: str, number: int) -> None:
+            if kind == "seed":
+                raise KeyboardInterrupt
+
+    with pytest.raises(dipa_bench.StudyStopped, match="continue study 'stopped'") as caught:
+        run("stopped", methods="identity", callback=Stop())
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert caught.value.study == "stopped"
+    assert len(run("stopped", methods="identity").leaderboard) == 1
+
+
+@pytest.mark.slow
+def test_a_fresh_interpreter(there: Path) -> None:
+    """Importing loads nothing heavy; a study runs, and without a store its board is there too."""
+    code = f"""
+import sys
+import dipa_bench
+assert not {{"torch", "mlflow", "pandas", "optuna"}} & set(sys.modules)
+found = dipa_bench.run_study(
+    task="sr", methods=["identity"], trials=1, name="fresh", dataset="folder:images", device="cpu",
+    set={SETTINGS!r}, tracking_uri="http://127.0.0.1:9",
+)
+print(found.sent, found.leaderboard["method"].tolist(), round(found.leaderboard["psnr"][0], 2))
+"""
+    sent, rows = fresh(code, there).splitlines()[-1].split(" ", 1)
+    assert sent == "False"
+    assert rows.startswith("['identity'] ")
+
+
+@pytest.mark.slow
+def test_a_notebook(finished: dipa_bench.Results, there: Path) -> None:
+    cells = [
+        "import dipa_bench\nboard = dipa_bench.leaderboard('sr', study='one')\nboard",
+        f"dipa_bench.run_study(task='sr', methods=['identity', 'ldipa'], trials=2, name='one',\n"
+        f"    dataset='folder:images', device='cpu', set={SETTINGS!r})",
+        "dipa_bench.load('one/ldipa', device='cpu').operator.matrix.shape",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(there)}})
+    client.execute()
+    shown = [
+        [output["data"] for output in cell.outputs if output.output_type == "execute_result"]
+        for cell in notebook.cells
+    ]
+    for (output,) in shown[:2]:
+        assert "ldipa" in output["text/html"]
+    assert "[1, 256, 256]" in shown[2][0]["text/plain"]
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(import dipa_bench\n.*?)```", README.read_text(), re.DOTALL)
+    printed = fresh(code, tmp_path)
+    assert "identity" in printed and "hessian" in printed
