@@ -151,7 +151,7 @@ def fit(task: Task, parameters: AndersonParameters, context: FitContext) -> Ande
 
 def published(task: Task) -> dict[str, Value]:
     """The published solver settings in units of 1/lambda_max(A^T A), without their momentum."""
-    return relative(task.published_solve(), task.largest()) | {"solve.momentum": "none"}
+    return relative(task.published_solve(), task.norm_squared()) | {"solve.momentum": "none"}
 
 
 METHOD = Method(

@@ -86,7 +86,7 @@ class BackProjection(Preconditioner):
 def build(task: Task, parameters: BackProjectionParameters) -> BackProjection:
     """The operator for a task and its number of iterations."""
     weights = schedule(task.iterations, parameters.gamma)
-    return BackProjection(hessian.build(task, parameters), weights, task.largest())
+    return BackProjection(hessian.build(task, parameters), weights, task.norm_squared())
 
 
 def fit(task: Task, parameters: BackProjectionParameters, context: FitContext) -> Iterative:

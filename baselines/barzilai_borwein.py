@@ -93,14 +93,14 @@ def _tiny(like: Tensor) -> float:
 
 
 def fit(task: Task, parameters: BarzilaiBorweinParameters, context: FitContext) -> Iterative:
-    operator = BarzilaiBorwein(parameters.rule, parameters.cap, task.largest())
+    operator = BarzilaiBorwein(parameters.rule, parameters.cap, task.norm_squared())
     return context.reconstructor(task, parameters.solve, operator)
 
 
 def published(task: Task) -> dict[str, Value]:
     """The rule as it stands: the full step from the last difference, without momentum."""
     chosen = {"solve.step": 1.0, "solve.momentum": "none"}
-    return relative(task.published_solve(), task.largest()) | chosen
+    return relative(task.published_solve(), task.norm_squared()) | chosen
 
 
 METHOD = Method(

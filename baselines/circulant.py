@@ -126,7 +126,7 @@ def largest_of_product(root: Callable[[Tensor], Tensor], task: Task) -> float:
 def build(task: Task, parameters: HessianParameters, seed: int = 0) -> Circulant:
     """The operator for a task, its lambda_max(P A^T A) measured where d is not exact."""
     spectrum, exact = fourier_diagonal(task, seed)
-    operator = Circulant(spectrum, parameters.mu * task.largest())
+    operator = Circulant(spectrum, parameters.mu * task.norm_squared())
     if not exact:
         operator.measured = largest_of_product(operator.root, task)
     return operator
@@ -145,7 +145,7 @@ def published(task: Task) -> dict[str, Value]:
     1 over that and RED's weight together.
     """
     operator = build(task, HessianParameters())
-    values = relative(task.published_solve(), operator.spectral_bound(task.largest()))
+    values = relative(task.published_solve(), operator.spectral_bound(task.norm_squared()))
     stable = 1 / (1 + values.get("solve.weight", 0.0))
     return values | {"solve.step": min(values["solve.step"], stable)}
 

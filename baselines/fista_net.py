@@ -158,7 +158,7 @@ class FISTANet(Network):
 
 
 def build(task: Task, parameters: FISTANetParameters) -> FISTANet:
-    return FISTANet(task.shape[0], task.largest(), parameters)
+    return FISTANet(task.shape[0], task.norm_squared(), parameters)
 
 
 METHOD = end_to_end(

@@ -121,7 +121,7 @@ def calls_of_one_solve(task: Task, mu: float) -> int:
 
 def build(task: Task, parameters: HessianParameters) -> InverseHessian:
     """The operator for a task, what one application costs counted where it has no closed form."""
-    mu = parameters.mu * task.largest()
+    mu = parameters.mu * task.norm_squared()
     closed = has_closed_form(task.student, task.shape)
     return InverseHessian(mu, CLOSED if closed else calls_of_one_solve(task, mu))
 
@@ -134,7 +134,7 @@ def fit(task: Task, parameters: HessianParameters, context: FitContext) -> Itera
 
 def published(task: Task) -> dict[str, Value]:
     """The published solver settings; their absolute step in units of 1/lambda_max(P A^T A)."""
-    largest = task.largest()
+    largest = task.norm_squared()
     mu = HessianParameters().mu * largest
     return relative(task.published_solve(), InverseHessian(mu).spectral_bound(largest))
 

@@ -125,7 +125,7 @@ def dense(task: Task, images: Tensor, damping: float) -> MomentPreconditioner:
     """P from the dense covariance of N x C x H x W images, in one eigendecomposition."""
     moments = covariance(task, images)
     operator = matrix(task.student, task.shape, images).double()
-    epsilon = damping * task.largest() * moments.diagonal().mean().item()
+    epsilon = damping * task.norm_squared() * moments.diagonal().mean().item()
     return MomentPreconditioner(moments, operator.T @ operator, epsilon, task.shape)
 
 

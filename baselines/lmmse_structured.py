@@ -210,7 +210,7 @@ def build(task: Task, images: Tensor, kind: str, damping: float) -> StructuredMo
         damping: epsilon, relative to lambda_max(A^T A) times a pixel's variance.
     """
     parts, channels, variance = moments_of(images, kind)
-    epsilon = damping * task.largest() * variance
+    epsilon = damping * task.norm_squared() * variance
     operator = KINDS[kind](*parts, channels, epsilon).to(task.device, task.dtype)
     zero = torch.zeros(1, *task.shape, device=task.device, dtype=task.dtype)
     state = State(0, zero, zero, task.student.A(zero), task.student)

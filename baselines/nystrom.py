@@ -129,7 +129,7 @@ def approximate(task: Task, rank: int, seed: int) -> tuple[Tensor, Tensor]:
 def build(task: Task, parameters: NystromParameters, seed: int = 0) -> Nystrom:
     """The operator for a task, its lambda_max(P A^T A) measured."""
     vectors, values = approximate(task, parameters.rank, seed)
-    mu = parameters.mu * task.largest()
+    mu = parameters.mu * task.norm_squared()
     operator = Nystrom(vectors.to(task.dtype), values.to(task.dtype), mu)
     operator.measured = largest_of_product(operator.root, task)
     return operator
@@ -144,7 +144,7 @@ def fit(task: Task, parameters: NystromParameters, context: FitContext) -> Itera
 def published(task: Task) -> dict[str, Value]:
     """The published solver settings; their absolute step in units of 1/lambda_max(P A^T A)."""
     operator = build(task, NystromParameters())
-    return relative(task.published_solve(), operator.spectral_bound(task.largest()))
+    return relative(task.published_solve(), operator.spectral_bound(task.norm_squared()))
 
 
 METHOD = Method(

@@ -168,7 +168,7 @@ class Polynomial(Preconditioner):
 
 def build(task: Task, parameters: PolynomialParameters) -> Polynomial:
     """The operator for a task, its lambda_max(P A^T A) measured where there is no closed form."""
-    largest = task.largest()
+    largest = task.norm_squared()
     polynomial = recurrence(parameters.family, parameters.degree, parameters.lower)
     operator = Polynomial(polynomial, largest)
     if operator.spectral_bound(largest) is None:
@@ -191,7 +191,7 @@ def fit(task: Task, parameters: PolynomialParameters, context: FitContext) -> It
 def published(task: Task) -> dict[str, Value]:
     """The published solver settings; their absolute step in units of 1/lambda_max(P A^T A)."""
     operator = build(task, PolynomialParameters())
-    return relative(task.published_solve(), operator.spectral_bound(task.largest()))
+    return relative(task.published_solve(), operator.spectral_bound(task.norm_squared()))
 
 
 METHOD = Method(

@@ -84,7 +84,7 @@ class Restored(Network):
 
 def build(task: Task, parameters: RestormerParameters) -> Restored:
     interpolates = hasattr(task.student, "factor") and hasattr(task.student, "imsize")
-    return Restored(task.shape[0], interpolates, task.largest(), parameters)
+    return Restored(task.shape[0], interpolates, task.norm_squared(), parameters)
 
 
 METHOD = end_to_end(

@@ -113,7 +113,7 @@ class SR1(Preconditioner):
 
 
 def fit(task: Task, parameters: SR1Parameters, context: FitContext) -> Iterative:
-    return context.reconstructor(task, parameters.solve, SR1(parameters.least, task.largest()))
+    return context.reconstructor(task, parameters.solve, SR1(parameters.least, task.norm_squared()))
 
 
 def published(task: Task) -> dict[str, Value]:
@@ -124,7 +124,7 @@ def published(task: Task) -> dict[str, Value]:
     chosen = {"solve.step": 1.0, "solve.momentum": "none"}
     if task.solver == "pnp-fista":
         chosen["least"] = PUBLISHED
-    return relative(task.published_solve(), task.largest()) | chosen
+    return relative(task.published_solve(), task.norm_squared()) | chosen
 
 
 METHOD = Method(

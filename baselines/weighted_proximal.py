@@ -146,7 +146,7 @@ class WholeGradientRED(REDFISTA):
 def fit(task: Task, parameters: WeightedProximalParameters, context: FitContext) -> Iterative:
     """The solver and its metric; nothing is learned."""
     solve = parameters.solve
-    weight = solve.weight * task.largest()
+    weight = solve.weight * task.norm_squared()
     solver = WholeGradientRED(
         task.prior,
         weight=weight,
@@ -162,7 +162,7 @@ def fit(task: Task, parameters: WeightedProximalParameters, context: FitContext)
 def published(task: Task) -> dict[str, Value]:
     """SR1 with a full step and without momentum; strength and weight as for the other methods."""
     chosen = {"solve.step": 1.0, "solve.momentum": "none", "metric": "sr1", "inner": 15}
-    return relative(task.published_solve(), task.largest()) | chosen
+    return relative(task.published_solve(), task.norm_squared()) | chosen
 
 
 def needs_red(task: Task) -> str | None:

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboards.palette import Look, label
-from dipa_bench.evaluation.statistics import CEILING, image_scores
+from dipa_bench.statistics import CEILING, image_scores
 
 Looks = Mapping[str, Look]
 

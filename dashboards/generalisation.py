@@ -13,7 +13,7 @@ def psnr_by_setting(table: pd.DataFrame, looks: Looks) -> go.Figure:
     """Mean test PSNR [dB] of every method at every setting, with 95% intervals.
 
     Args:
-        table: from `dipa_bench.evaluation.generalisation.generalisation`, one study.
+        table: from `dipa_bench.reports.generalisation.generalisation`, one study.
         looks: a look per method.
     """
     methods = list(dict.fromkeys(table["method"]))

@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 
 from dashboards.figures import Looks, blank
 from dashboards.palette import COLOURS, label
-from dipa_bench.evaluation.importance import CHANCE
-from dipa_bench.evaluation.rendering import short
+from dipa_bench.reports.importance import CHANCE
+from dipa_bench.reports.rendering import short
 
 _NAMED = 6
 """Hyper-parameters with a colour of their own; the others of a method share one dark grey piece."""
@@ -20,7 +20,7 @@ def importance_bars(table: pd.DataFrame, looks: Looks) -> go.Figure:
 
     Args:
         table: study, method, parameter, importance, chance and trials of one study
-            (`dipa_bench.evaluation.importance.parameter_importance`).
+            (`dipa_bench.reports.importance.parameter_importance`).
         looks: a look per method, whose names stand at the bars.
     """
     ranked = (

@@ -20,12 +20,12 @@ from dashboards.importance import importance_bars
 from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
 from dashboards.tuning import REACH, best_against_budget
-from dipa_bench.evaluation.generalisation import by_study
-from dipa_bench.evaluation.importance import LEAST, parameter_importance
-from dipa_bench.evaluation.leaderboard import image_rows, leaderboard, verdict
-from dipa_bench.evaluation.rendering import caveats, p_text, plain, short
-from dipa_bench.evaluation.statistics import image_scores
-from dipa_bench.evaluation.tuning import UNITS, curves
+from dipa_bench.reports.generalisation import by_study
+from dipa_bench.reports.importance import LEAST, parameter_importance
+from dipa_bench.reports.leaderboard import image_rows, leaderboard, verdict
+from dipa_bench.reports.rendering import caveats, p_text, plain, short
+from dipa_bench.reports.tuning import UNITS, curves
+from dipa_bench.statistics import image_scores
 from dipa_bench.tracking.results import Linearised, TaskResults
 
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from dashboards.figures import Looks, blank
 from dashboards.palette import Look, label
-from dipa_bench.evaluation.tuning import UNITS
+from dipa_bench.reports.tuning import UNITS
 
 REACH = 10.0
 """dB: methods that end further below the best lie outside of the axis."""
@@ -27,7 +27,7 @@ def best_against_budget(lines: Mapping[str, pd.DataFrame], looks: Looks) -> go.F
     """Mean best validation PSNR [dB] of every method against trials or, at a click, seconds.
 
     Args:
-        lines: from `dipa_bench.evaluation.tuning.curves` of one study, by unit of the budget.
+        lines: from `dipa_bench.reports.tuning.curves` of one study, by unit of the budget.
         looks: a look per method.
     """
     methods = sorted(set(lines[UNITS[0]]["method"]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dipa_bench.api import Results, leaderboard, load, run_study
     from dipa_bench.errors import StudyStopped, UserError
-    from dipa_bench.search.observer import Observer as StudyCallback
+    from dipa_bench.search.callbacks import StudyCallback
 
 __all__ = [
     "Results",
@@ -28,7 +28,7 @@ __all__ = [
 
 _MODULES = {
     "Results": ("api", "Results"),
-    "StudyCallback": ("search.observer", "Observer"),
+    "StudyCallback": ("search.callbacks", "StudyCallback"),
     "StudyStopped": ("errors", "StudyStopped"),
     "UserError": ("errors", "UserError"),
     "leaderboard": ("api", "leaderboard"),

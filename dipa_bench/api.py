@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dipa_bench.execution.study import Study
-    from dipa_bench.search.observer import Observer
-    from dipa_bench.search.restore import LearnedRun
+    from dipa_bench.runs.restore import LearnedRun
+    from dipa_bench.search.callbacks import StudyCallback
     from dipa_bench.tracking.results import TaskResults
 
 ROOT = Path("mlruns")
@@ -49,7 +49,7 @@ class Results:
 
     def verdict(self) -> str:
         """What training bought, in a sentence."""
-        from dipa_bench.evaluation.leaderboard import verdict
+        from dipa_bench.reports.leaderboard import verdict
 
         return verdict(self.leaderboard, self.tables)
 
@@ -58,7 +58,7 @@ class Results:
         return load(f"{self.name}/{method}", self.folder.parents[1], device)
 
     def __str__(self) -> str:
-        from dipa_bench.evaluation.rendering import render
+        from dipa_bench.reports.rendering import render
 
         return f"{render(self.leaderboard)}\n{self.verdict()}"
 
@@ -87,7 +87,7 @@ def run_study(
     storage: str | None = None,
     tracking_uri: str | None = None,
     root: str | Path = ROOT,
-    callback: Observer | None = None,
+    callback: StudyCallback | None = None,
 ) -> Results:
     """Searches every method with the same budget, refits the winners, tests each once.
 
@@ -96,7 +96,7 @@ def run_study(
     Args:
         study: path of a study file, name of an embedded one, or a table as of a study file.
         task: task whose embedded study to run, e.g. ``sr``; not needed where `study` names one.
-        methods: rows to run, e.g. ``["identity", "ldipa"]``; patterns and ``all`` work.
+        methods: entries to run, e.g. ``["identity", "ldipa"]``; patterns and ``all`` work.
         trials: of each method; else as the preset says.
         minutes: of each method's search instead of a number of trials.
         repeats: independent searches, each a study of its own; results are the first one's.
@@ -122,7 +122,7 @@ def run_study(
         OSError: a disk that is full or read-only; what is finished is kept.
     """
     from dipa_bench.execution.study import Request, Study
-    from dipa_bench.search.observer import Observer
+    from dipa_bench.search.callbacks import StudyCallback
 
     prepared = Study(
         Request(
@@ -145,10 +145,10 @@ def run_study(
             root=Path(root),
         )
     )
-    return run_prepared(prepared, callback or Observer())
+    return run_prepared(prepared, callback or StudyCallback())
 
 
-def run_prepared(study: Study, callback: Observer) -> Results:
+def run_prepared(study: Study, callback: StudyCallback) -> Results:
     """Runs a study that is ready, and gathers its results.
 
     Args:
@@ -158,12 +158,12 @@ def run_prepared(study: Study, callback: Observer) -> Results:
     Raises:
         As `run_study`.
     """
-    from dipa_bench.evaluation.leaderboard import leaderboard as ranked
+    from dipa_bench.reports.leaderboard import leaderboard as ranked
     from dipa_bench.tracking.folders import runs_table, study_results
 
     outcomes = study.run(callback)
     first = outcomes[0]
-    if study.address is not None and first.sent:  # other machines concluded some of the rows
+    if study.address is not None and first.sent:  # other machines concluded some of the entries
         tables = stored_results(study.resolved.task, study=first.study.name, tracking_uri=study.uri)
     else:
         tables = study_results(first.folder, first.study.task)
@@ -199,7 +199,7 @@ def leaderboard(
     Raises:
         UserError: no runs of that task, an unknown name, or a store that does not answer.
     """
-    from dipa_bench.evaluation.leaderboard import leaderboard as ranked
+    from dipa_bench.reports.leaderboard import leaderboard as ranked
 
     results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
     return ranked(results, reference=reference)
@@ -232,7 +232,7 @@ def stored_results(
         raise unknown("task", task, registry.names("tasks"))
     uri = resolve_uri(tracking_uri, Path.cwd())
     try:
-        return load_results(uri, task, study=study, rules=protocol, repeats=repeats)
+        return load_results(uri, task, study=study, protocol=protocol, repeats=repeats)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
 
@@ -254,7 +254,7 @@ def load(
     Raises:
         UserError: no such run, or none that left an operator.
     """
-    from dipa_bench.search import restore
+    from dipa_bench.runs import restore
 
     return restore.load(run, root, device, tracking_uri)
 

@@ -43,7 +43,8 @@ def describe(device: torch.device) -> str:
     """The device in words, for records and `dipa-bench doctor`."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    count = torch.get_num_threads()
+    return "cpu (1 thread)" if count == 1 else f"cpu ({count} threads)"
 
 
 def reset_peak_memory(device: torch.device) -> None:

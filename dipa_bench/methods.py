@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from dipa_bench import registry
 from dipa_bench.errors import UserError
-from dipa_bench.learning.lmmse import LMMSE
-from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.preconditioners.grouped import grouped
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers import SolveParameters, Solver, Trajectory, build_solver
-from dipa_bench.solvers.joined import join, joinable
+from dipa_bench.solvers.batched import batchable, join
 from dipa_bench.tasks.base import Task
 
 
@@ -76,7 +74,7 @@ class Iterative:
 
 
 @dataclass(frozen=True)
-class Together:
+class Batched:
     """Reconstructors of one task that run as one batch.
 
     Attributes:
@@ -132,20 +130,20 @@ class Together:
         ]
 
 
-def together(reconstructors: Sequence[Reconstructor]) -> Together | None:
+def batched(reconstructors: Sequence[Reconstructor]) -> Batched | None:
     """Reconstructors fitted for one task as one batch; None where they cannot be joined.
 
     That is so for direct maps, solvers of other kinds than the common iteration or of different
-    kinds, and priors that take no strength for each image (see `dipa_bench.solvers.joined`).
+    kinds, and priors that take no strength for each image (see `dipa_bench.solvers.batched`).
 
     Args:
         reconstructors: at least one.
     """
     if not all(type(each) is Iterative for each in reconstructors):
         return None
-    if not joinable([each.solver for each in reconstructors]):
+    if not batchable([each.solver for each in reconstructors]):
         return None
-    return Together(tuple(reconstructors))
+    return Batched(tuple(reconstructors))
 
 
 @dataclass(frozen=True)
@@ -172,6 +170,9 @@ class Direct:
         reference: Tensor | None = None,
     ) -> Trajectory:
         return Trajectory(self.map(measurement, physics), operator_calls=self.operator_calls)
+
+
+GROWTH = 3  # of the number of training images from rung to rung
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,22 @@ class Progress:
     psnr: float
 
 
+class Teachers(Protocol):
+    """Teachers' reconstructions, computed once and shared (`dipa_bench.learning.teachers`).
+
+    Attributes:
+        folder: where they are kept.
+        saved: seconds that those which were there have saved so far.
+    """
+
+    folder: Path
+    saved: float
+
+
+AffineMap = Callable[[Tensor], Tensor]
+"""Measurements, B x ..., to images, B x C x H x W."""
+
+
 @dataclass
 class FitContext:
     """What a method may use while it is fitted.
@@ -223,8 +240,8 @@ class FitContext:
 
     seed: int
     budget: Budget
-    teachers: TeacherCache
-    lmmse: Callable[[Task], LMMSE]
+    teachers: Teachers
+    lmmse: Callable[[Task], AffineMap]
     report: Callable[[int, float], None] = lambda step, value: None
     progress: Callable[[Progress], None] = lambda progress: None
     folder: Path | None = None
@@ -243,7 +260,7 @@ class FitContext:
         self, task: Task, solve: SolveParameters, preconditioner: Preconditioner
     ) -> Iterative:
         """The task's solver with `solve` settings around `preconditioner`."""
-        largest = task.largest()
+        largest = task.norm_squared()
         solver = build_solver(
             task.solver,
             task.prior,

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dipa_bench import devices
-from dipa_bench.learning.lmmse import LMMSE
-from dipa_bench.methods import FitContext, Iterative, Method, Reconstructor
+from dipa_bench.methods import AffineMap, FitContext, Iterative, Method, Reconstructor
 from dipa_bench.parameters import Parameters, Value
 from dipa_bench.preconditioners import Preconditioner
 from dipa_bench.tasks.base import Task
@@ -35,7 +34,7 @@ class Fitted:
     seconds: float
 
 
-class Shelf:
+class OperatorCache:
     """The operators that were used last, of methods whose fits are `solver_free`.
 
     Args:
@@ -96,9 +95,9 @@ class CachedPerTask:
 
 
 def fit_or_reuse(
-    method: Method, task: Task, values: Any, context: FitContext, shelf: Shelf
+    method: Method, task: Task, values: Any, context: FitContext, operator_cache: OperatorCache
 ) -> Reconstructor:
-    """What `method.fit` gives, with an operator from the shelf where only solver settings differ.
+    """What `method.fit` gives, with an operator from the cache where only solver settings differ.
 
     A hit is a fit of the same method, on the same task object, with the same budget, the same
     parameters but for those below `solve`, and where the method is stochastic the same seed. Then
@@ -110,12 +109,12 @@ def fit_or_reuse(
         task: the task.
         values: its parameters.
         context: of the fit.
-        shelf: where operators are kept.
+        operator_cache: where operators are kept.
     """
     if not method.solver_free:
         return method.fit(task, values, context)
     key = _key(method, task, values, context)
-    kept = shelf.take(key)
+    kept = operator_cache.take(key)
     if kept is not None:
         context.notes |= kept.notes
         return context.reconstructor(task, values.solve, kept.operator)
@@ -128,18 +127,18 @@ def fit_or_reuse(
     devices.synchronise(task.device)
     seconds = time.perf_counter() - started - clock.seconds
     if isinstance(found, Iterative):
-        shelf.put(key, Fitted(task, found.preconditioner, notes, seconds))
+        operator_cache.put(key, Fitted(task, found.preconditioner, notes, seconds))
     return found
 
 
 class _Clock:
     """The LMMSE map's function, with the seconds that it takes: it is shared by other means."""
 
-    def __init__(self, function: Callable[[Task], LMMSE]) -> None:
+    def __init__(self, function: Callable[[Task], AffineMap]) -> None:
         self._function = function
         self.seconds = 0.0
 
-    def __call__(self, task: Task) -> LMMSE:
+    def __call__(self, task: Task) -> AffineMap:
         started = time.perf_counter()
         try:
             return self._function(task)

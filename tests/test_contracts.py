@@ -23,7 +23,7 @@ class TestIdentity(PreconditionerContract):
 
 class TestHessian(PreconditionerContract):
     def make(self, task):
-        return InverseHessian(0.1 * task.largest())
+        return InverseHessian(0.1 * task.norm_squared())
 
 
 class TestPolynomial(PreconditionerContract):
@@ -79,12 +79,12 @@ class TestBarzilaiBorwein(PreconditionerContract):
         self.rule = request.param
 
     def make(self, task):
-        return BarzilaiBorwein(self.rule, 10.0, task.largest())
+        return BarzilaiBorwein(self.rule, 10.0, task.norm_squared())
 
 
 class TestSR1(PreconditionerContract):
     def make(self, task):
-        return SR1(2e-6, task.largest())
+        return SR1(2e-6, task.norm_squared())
 
 
 METHODS = registry.names("methods")

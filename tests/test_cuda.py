@@ -1,21 +1,21 @@
-"""The same on a CUDA device as on the CPU: solver, operators, a fit, an interrupted search row."""
+"""The same on a CUDA device as on the CPU: solver, operators, a fit, an interrupted search."""
 
 import pytest
 import torch
 
 from baselines.hessian import InverseHessian
 from dipa_bench import registry
+from dipa_bench.config import study_file
+from dipa_bench.config.entry import Entry
 from dipa_bench.evaluation.evaluate import evaluate
+from dipa_bench.execution.study_folder import claimed, open_context, run_entry, study_folder
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import Iterative
 from dipa_bench.parameters import build, defaults
 from dipa_bench.preconditioners import Identity
 from dipa_bench.priors import tv
-from dipa_bench.search import study_file
-from dipa_bench.search.observer import Observer
-from dipa_bench.search.row import Row
-from dipa_bench.search.study import claimed, open_bench, run_row, study_folder
+from dipa_bench.search.callbacks import StudyCallback
 from dipa_bench.solvers import REDFISTA, PnPFISTA
 from dipa_bench.testing.problems import small_task
 
@@ -40,7 +40,7 @@ def test_measurements_are_the_same():
     found = there.measure(there.images.train)
     assert found.device.type == DEVICE
     torch.testing.assert_close(found.cpu(), here.measure(here.images.train), rtol=1e-4, atol=1e-5)
-    assert there.largest() == pytest.approx(here.largest(), rel=1e-5)
+    assert there.norm_squared() == pytest.approx(here.norm_squared(), rel=1e-5)
     assert there.digest == here.digest
 
 
@@ -52,7 +52,7 @@ def test_solver(kind, factor, damping):
     results = []
     for task in tasks(options={"factor": factor}, dtype=torch.float64):
         extra = {"weight": 0.05} if kind is REDFISTA else {}
-        step = 0.9 / task.largest() if damping is None else 0.9
+        step = 0.9 / task.norm_squared() if damping is None else 0.9
         solver = kind(task.prior, step=step, strength=0.05, iterations=5, **extra)
         operator = Identity() if damping is None else InverseHessian(damping)
         images = task.images.validation
@@ -102,13 +102,13 @@ def test_every_method(name, context, tmp_path):
     assert quality[1] == pytest.approx(quality[0], abs=0.05 if exact else 0.2)
 
 
-class Stopping(Observer):
+class Stopping(StudyCallback):
     """Presses Ctrl-C in the second epoch of the second trial."""
 
     def __init__(self):
         self.trial = None
 
-    def run(self, kind, row, number):
+    def run(self, kind, entry, number):
         self.trial = number if kind == "trial" else None
 
     def epoch(self, progress):
@@ -116,7 +116,7 @@ class Stopping(Observer):
             raise KeyboardInterrupt
 
 
-def row_on(device, root, observer=None):
+def row_on(device, root, callback=None):
     """Two trials of L-DIPA and its test, below `root`."""
     raw = study_file.read("sr", None)
     budget = ["train_images=6", "epochs=3", "final_epochs=3", "batch_size=3", "seeds=1"]
@@ -130,8 +130,8 @@ def row_on(device, root, observer=None):
     )
     task = small_task(device=device, noise=0.01)
     with claimed(study_folder(root, study.name)):
-        bench = open_bench(study, root, task)
-        return run_row(bench, Row.of(study, "ldipa"), observer or Observer())
+        context = open_context(study, root, task)
+        return run_entry(context, Entry.of(study, "ldipa"), callback or StudyCallback())
 
 
 def test_a_search_row_and_its_resumption(tmp_path):

@@ -60,5 +60,7 @@ def test_peak_memory_is_in_bytes():
 
 def test_descriptions():
     """The CPU with its threads."""
-    assert devices.describe(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+    for count, words in ((1, "1 thread"), (2, "2 threads")):
+        with devices.threads(count):
+            assert devices.describe(torch.device("cpu")) == f"cpu ({words})"
     devices.synchronise(torch.device("cpu"))

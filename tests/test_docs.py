@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dipa_bench.config.schema import SearchSpec
 from dipa_bench.registry import get
-from dipa_bench.search.schema import SearchSpec
 
 ROOT = Path(__file__).parents[1]
 TASKS = (ROOT / "docs" / "tasks.md").read_text("utf-8")

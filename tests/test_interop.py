@@ -165,7 +165,7 @@ def test_the_documents_examples(tmp_path, monkeypatch, capfd):
     names = {}
     exec(example("python"), names)
     run = names["run"]
-    assert run.row.name == "ldipa"
+    assert run.entry.name == "ldipa"
     assert names["estimate"].shape == names["images"].pixels.shape
     exec(example("deepinv"), names)
     assert names["inside"].shape == names["estimate"].shape
@@ -173,7 +173,7 @@ def test_the_documents_examples(tmp_path, monkeypatch, capfd):
     task = run.task
     parameters = SolveParameters(strength=0.1, momentum="none")
     solver = build_solver(
-        "pnp-fista", task.prior, parameters, iterations=10, largest=task.largest()
+        "pnp-fista", task.prior, parameters, iterations=10, largest=task.norm_squared()
     )
     expected = solver.run(names["y"], task.student, run.operator).estimate
     torch.testing.assert_close(names["inside"], expected, rtol=0, atol=1e-5)

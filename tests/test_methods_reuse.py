@@ -8,7 +8,7 @@ import torch
 from dipa_bench import parameters, registry
 from dipa_bench.methods import Direct
 from dipa_bench.preconditioners import Identity
-from dipa_bench.reuse import Shelf, fit_or_reuse
+from dipa_bench.reuse import OperatorCache, fit_or_reuse
 from dipa_bench.testing.problems import small_task
 
 TASKS = ("sr", "cs", "mri", "deblur")
@@ -80,15 +80,17 @@ def test_a_hit_is_a_fresh_fit_bit_for_bit(name, task_name, solver, context):
     method, task = registry.get("methods", name), small_task(task_name, solver=solver, count=4)
     if reason := method.unsuitable(task):
         pytest.skip(reason)
-    shelf = Shelf()
-    first = fit_or_reuse(method, task, built(method, flat(method, task)), context(3), shelf)
+    operator_cache = OperatorCache()
+    first = fit_or_reuse(
+        method, task, built(method, flat(method, task)), context(3), operator_cache
+    )
     estimate(first, task)  # a run leaves no trace in what is shared
     changes = admitted(method, task, OTHER)
     assert {"solve.step", "solve.strength", "solve.momentum"} <= set(changes)
     for part in ({name: value} for name, value in changes.items()):
         values = built(method, flat(method, task, **part))
         given, fresh_context = context(3), context(3)
-        found = fit_or_reuse(method, task, values, given, shelf)
+        found = fit_or_reuse(method, task, values, given, operator_cache)
         fresh = method.fit(task, values, fresh_context)
         assert found.preconditioner is first.preconditioner
         assert given.notes == fresh_context.notes
@@ -101,18 +103,18 @@ def test_a_hit_is_a_fresh_fit_bit_for_bit(name, task_name, solver, context):
         kept, made = found.module.state_dict(), fresh.module.state_dict()
         assert kept.keys() == made.keys()
         assert all(torch.equal(kept[key], made[key]) for key in kept)
-    assert len(shelf) == 1
+    assert len(operator_cache) == 1
 
 
 @pytest.mark.parametrize("name", ["circulant", "lmmse-preconditioner", "nystrom", "bp-ls"])
 def test_whatever_else_counts_is_fitted_anew(name, context):
     """Own parameters, budget, task, and the seed of stochastic methods alone."""
-    method, task, shelf = registry.get("methods", name), small_task(), Shelf(99)
+    method, task, operator_cache = registry.get("methods", name), small_task(), OperatorCache(99)
     own = "damping" if name == "lmmse-preconditioner" else "mu"
     plain = built(method, flat(method, task))
 
     def operator(task=task, values=plain, given=None):
-        return fit_or_reuse(method, task, values, given or context(), shelf).preconditioner
+        return fit_or_reuse(method, task, values, given or context(), operator_cache).preconditioner
 
     first = operator()
     assert operator() is first
@@ -124,18 +126,18 @@ def test_whatever_else_counts_is_fitted_anew(name, context):
 
 def test_methods_do_not_share(context):
     """Two methods with the same parameters have an operator each."""
-    task, shelf = small_task(), Shelf()
+    task, operator_cache = small_task(), OperatorCache()
     found = [
-        fit_or_reuse(method, task, built(method, flat(method, task)), context(), shelf)
+        fit_or_reuse(method, task, built(method, flat(method, task)), context(), operator_cache)
         for method in (registry.get("methods", name) for name in ("hessian", "circulant"))
     ]
     assert type(found[0].preconditioner) is not type(found[1].preconditioner)
-    assert len(shelf) == 2
+    assert len(operator_cache) == 2
 
 
 def test_others_are_fitted_every_time(context):
     """A method that does not say it, whose operator follows the solver, keeps nothing."""
-    task, shelf = small_task(solver="red-fista"), Shelf()
+    task, operator_cache = small_task(solver="red-fista"), OperatorCache()
     method = registry.get("methods", "weighted-proximal")
     scales = [
         fit_or_reuse(
@@ -143,12 +145,12 @@ def test_others_are_fitted_every_time(context):
             task,
             built(method, flat(method, task, **{"solve.step": step})),
             context(),
-            shelf,
+            operator_cache,
         ).preconditioner.scale
         for step in (0.5, 1.0)
     ]
     assert scales[0] == pytest.approx(2 * scales[1])
-    assert (len(shelf), shelf.saved) == (0, 0.0)
+    assert (len(operator_cache), operator_cache.saved) == (0, 0.0)
 
 
 def made(fit):
@@ -160,7 +162,7 @@ def test_seconds_count_whoever_paid(context, monkeypatch):
     """Every hit saves what the fit took, less the start's map, which is shared by other means."""
     clock = [0.0]
     monkeypatch.setattr("dipa_bench.reuse.time.perf_counter", lambda: clock[0])
-    task, shelf = small_task(), Shelf()
+    task, operator_cache = small_task(), OperatorCache()
     given = context()
     first = given.lmmse(task)
 
@@ -177,15 +179,15 @@ def test_seconds_count_whoever_paid(context, monkeypatch):
     for start, saved in (("lmmse", 0.0), ("adjoint", 5.0), ("lmmse", 10.0)):
         each = replace(given, lmmse=slow_map, notes={"earlier": True})
         values = built(method, flat(method, task, **{"solve.start": start}))
-        fit_or_reuse(method, task, values, each, shelf)
-        assert shelf.saved == saved
+        fit_or_reuse(method, task, values, each, operator_cache)
+        assert operator_cache.saved == saved
         assert each.notes == {"earlier": True, "rank": 7}
     assert clock[0] == 205.0
 
 
 def test_the_least_recently_used_goes(context):
     """Four operators are kept."""
-    task, shelf, fits = small_task(), Shelf(), []
+    task, operator_cache, fits = small_task(), OperatorCache(), []
 
     def fit(task, values, context):
         fits.append(context.seed)
@@ -194,14 +196,14 @@ def test_the_least_recently_used_goes(context):
     method = replace(made(fit), stochastic=True)
     values = built(method, flat(method, task))
     for seed in (0, 1, 2, 3, 0, 4, 0, 1):
-        fit_or_reuse(method, task, values, context(seed), shelf)
-        assert len(shelf) <= 4
+        fit_or_reuse(method, task, values, context(seed), operator_cache)
+        assert len(operator_cache) <= 4
     assert fits == [0, 1, 2, 3, 4, 1]
 
 
 def test_a_fit_that_fails_or_makes_no_operator_is_not_kept(context):
     """Its notes are there all the same."""
-    task, shelf = small_task(), Shelf()
+    task, operator_cache = small_task(), OperatorCache()
 
     def fails(task, values, context):
         context.notes["tried"] = 1
@@ -209,8 +211,8 @@ def test_a_fit_that_fails_or_makes_no_operator_is_not_kept(context):
 
     values, given = built(made(fails), flat(made(fails), task)), context()
     with pytest.raises(RuntimeError, match="singular"):
-        fit_or_reuse(made(fails), task, values, given, shelf)
+        fit_or_reuse(made(fails), task, values, given, operator_cache)
     assert given.notes == {"tried": 1}
     direct = made(lambda task, values, context: Direct(lambda y, physics: y))
-    fit_or_reuse(direct, task, values, given, shelf)
-    assert len(shelf) == 0
+    fit_or_reuse(direct, task, values, given, operator_cache)
+    assert len(operator_cache) == 0

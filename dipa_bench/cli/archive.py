@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from dipa_bench.archive import archive, redaction
+from dipa_bench.archive.archive import Manifest
 from dipa_bench.cli.console import RESULTS
+from dipa_bench.config.schema import check_name
+from dipa_bench.config.study_file import StudyFile
 from dipa_bench.errors import UserError, unknown
-from dipa_bench.search.schema import check_name
-from dipa_bench.search.study import STUDY, claimed, read_study, study_folder
-from dipa_bench.search.study_file import StudyFile
-from dipa_bench.tracking import archive, portable, records
-from dipa_bench.tracking.archive import Manifest
+from dipa_bench.execution.study_folder import STUDY, claimed, read_study, study_folder
+from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.location import redacted, resolve_uri
 from dipa_bench.tracking.store import Store, SyncReport
@@ -43,7 +44,7 @@ def export_study(study: str, output: Path | None) -> None:
     size = output.stat().st_size / 2**20
     print(f"wrote {output} ({len(manifest.files)} files, {size:.1f} MB): `dipa-bench import` it")
     for key in manifest.shortened:
-        value = portable.shortened(getattr(kept.problem, key))
+        value = redaction.shortened(getattr(kept.problem, key))
         print(f"{key} is {value!r} in it: paths of this machine are left out")
 
 
@@ -71,7 +72,7 @@ def import_study(
         if not trust:
             _refuse_code(folder, file)
         archive.settle(folder, target)
-    count = len(portable.records_of(target))
+    count = len(redaction.records_of(target))
     print(f"study {name!r}: {count} runs in {target}")
     _tell_places(manifest, study, given)
     _send(target, uri)
@@ -106,8 +107,8 @@ def _check_places(study: StudyFile, given: Mapping[str, str]) -> None:
 def _refuse_code(folder: Path, file: Path) -> None:
     """Refuses a study whose runs would import code, unless the user trusts it."""
     studies = [read_study(folder).model_dump(mode="json")]
-    studies += [record.study_file for record in portable.records_of(folder).values()]
-    named = dict.fromkeys(code for study in studies for code in portable.code_of(study))
+    studies += [record.study_file for record in redaction.records_of(folder).values()]
+    named = dict.fromkeys(code for study in studies for code in redaction.code_of(study))
     if named:
         raise UserError(
             f"the study in {file} names code that its runs would import here "
@@ -118,7 +119,7 @@ def _refuse_code(folder: Path, file: Path) -> None:
 def _tell_places(manifest: Manifest, study: StudyFile, given: Mapping[str, str]) -> None:
     """Where images or weights are looked for that lay elsewhere on the other machine."""
     for key in manifest.shortened:
-        if key not in given and key in portable.PLACES:
+        if key not in given and key in redaction.PLACES:
             option = f"--{key.replace('_', '-')}"
             value = getattr(study.problem, key)
             print(f"{key} {value!r} is looked for in this folder; {option} would say where it is")

@@ -6,10 +6,10 @@ import sys
 
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
 from dipa_bench.errors import unknown
-from dipa_bench.evaluation.rendering import interval_text, render
-from dipa_bench.evaluation.statistics import Estimate
-from dipa_bench.search import restore, transfer
-from dipa_bench.search.transfer import Line
+from dipa_bench.reports.rendering import interval_text, render
+from dipa_bench.runs import restore, transfer
+from dipa_bench.runs.transfer import Line
+from dipa_bench.statistics import Estimate
 
 HERE = "at the study's own setting"
 SHOWN = ("table", "csv", "json")
@@ -32,7 +32,7 @@ def evaluate_run(
     if format != "table":
         print(render(transfer.table(lines), format).rstrip("\n"))
         return
-    name = f"{found.record.study} / {found.row.name}"
+    name = f"{found.record.study} / {found.entry.name}"
     print(f"{name}, {lines[0].psnr.images} test images; ± is half the width of the 95% interval")
     for setting in dict.fromkeys(line.setting for line in lines):
         print()

@@ -82,10 +82,11 @@ def show_diagnosis(
 ) -> None:
     """Prints spectra, reference PSNRs and the bound of the prior of a task."""
     from dipa_bench import devices
+    from dipa_bench.config import study_file
     from dipa_bench.evaluation.diagnosis import diagnose
+    from dipa_bench.execution.context import TEACHERS, study_task
+    from dipa_bench.learning import lmmse
     from dipa_bench.learning.teachers import TeacherCache
-    from dipa_bench.search import study_file
-    from dipa_bench.search.bench import TEACHERS, study_task
     from dipa_bench.tracking.records import studies_root
 
     if task is None and config is None:
@@ -97,7 +98,7 @@ def show_diagnosis(
     root = Path.cwd() / RESULTS
     with tempfile.TemporaryDirectory() as scratch:  # a command that looks leaves nothing behind
         cache = studies_root(root) / TEACHERS if root.is_dir() else Path(scratch)
-        found = diagnose(made, TeacherCache(cache))
+        found = diagnose(made, TeacherCache(cache), lmmse.fit)
     table = new_table(
         "operator",
         "m",

@@ -50,7 +50,8 @@ RootOption = Annotated[
     str | None,
     typer.Option("--data-root", help="Where datasets without a path of their own lie."),
 ]
-RulesOption = Annotated[str | None, typer.Option(help="tuned or published.")]
+ProtocolOption = Annotated[str | None, typer.Option(help="tuned or published.")]
+OldProtocolOption = Annotated[str | None, typer.Option("--rules", hidden=True)]
 
 
 @app.command()
@@ -89,7 +90,8 @@ def study(
     preset: Annotated[
         str | None, typer.Option(help="quick (default on a CPU), standard (on a GPU) or paper.")
     ] = None,
-    rules: RulesOption = None,
+    protocol: ProtocolOption = None,
+    rules: OldProtocolOption = None,
     dataset: DatasetOption = None,
     data_root: RootOption = None,
     device: DeviceOption = "auto",
@@ -117,7 +119,7 @@ def study(
         trials=trials,
         minutes=minutes,
         preset=preset,
-        protocol=rules,
+        protocol=protocol or rules,
         device=device,
         seed=seed,
         name=name,
@@ -139,7 +141,8 @@ def leaderboard(
         Path | None, typer.Option(help="Write to this file instead of the terminal.")
     ] = None,
     study: StudyOption = None,
-    rules: RulesOption = None,
+    protocol: ProtocolOption = None,
+    rules: OldProtocolOption = None,
     reference: Annotated[
         str | None, typer.Option(help="Row that differences are taken to [the study's].")
     ] = None,
@@ -148,7 +151,7 @@ def leaderboard(
     """Rank the methods of a task by test PSNR, from what tracking stored."""
     from dipa_bench.cli.show import show_leaderboard
 
-    show_leaderboard(task, format, output, study, rules, reference, tracking_uri)
+    show_leaderboard(task, format, output, study, protocol or rules, reference, tracking_uri)
 
 
 @app.command()
@@ -159,7 +162,8 @@ def tuning(
     ] = None,
     by: Annotated[str, typer.Option(help="What counts as budget: trials or seconds.")] = "trials",
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",
-    rules: RulesOption = None,
+    protocol: ProtocolOption = None,
+    rules: OldProtocolOption = None,
     reference: Annotated[
         str | None, typer.Option(help="Row that gains are taken to [the study's].")
     ] = None,
@@ -168,7 +172,7 @@ def tuning(
     """Say what every search had found after how much: better, or only better tuned?"""
     from dipa_bench.cli.show import show_tuning
 
-    show_tuning(task, study, by, format, rules, reference, tracking_uri)
+    show_tuning(task, study, by, format, protocol or rules, reference, tracking_uri)
 
 
 @app.command()
@@ -178,13 +182,14 @@ def dashboard(
         Path | None, typer.Option(help="Where to write it [dashboard-<task>.html].")
     ] = None,
     study: StudyOption = None,
-    rules: RulesOption = None,
+    protocol: ProtocolOption = None,
+    rules: OldProtocolOption = None,
     tracking_uri: UriOption = None,
 ) -> None:
     """Write one self-contained HTML page with leaderboard, curves and pictures."""
     from dipa_bench.cli.show import make_dashboard
 
-    make_dashboard(task, output, study, rules, tracking_uri)
+    make_dashboard(task, output, study, protocol or rules, tracking_uri)
 
 
 @app.command()
@@ -207,7 +212,10 @@ def diagnose(
 @app.command("list")
 def list_registered(
     kind: Annotated[
-        str | None, typer.Argument(help="tasks, methods, priors or datasets; all if left out.")
+        str | None,
+        typer.Argument(
+            help="tasks, methods, operators, rules, priors or datasets; all if left out."
+        ),
     ] = None,
     pattern: Annotated[str, typer.Argument(help="Shell pattern on the names.")] = "*",
 ) -> None:

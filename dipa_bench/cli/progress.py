@@ -20,11 +20,11 @@ from rich.progress import (
 from rich.text import Text
 
 from dipa_bench.methods import Progress
-from dipa_bench.search.observer import Observer
+from dipa_bench.search.callbacks import StudyCallback
 from dipa_bench.tracking.records import RunRecord
 
 
-class Terminal(Observer):
+class Terminal(StudyCallback):
     """Draws a bar for the trials of each row under way, and one for each running fit's epochs.
 
     A context manager. Where standard error is no terminal only finished runs are printed.

@@ -16,10 +16,10 @@ from dipa_bench.data.images import SMALLEST, ImageSet, Splits
 from dipa_bench.data.picture import read_picture
 from dipa_bench.data.signals import COMPLEX, magnitude
 from dipa_bench.errors import UserError, brief
-from dipa_bench.evaluation.metrics import psnr, ssim
-from dipa_bench.search import restore
-from dipa_bench.search.bench import Workbench
-from dipa_bench.search.restore import LearnedRun
+from dipa_bench.execution.context import StudyContext
+from dipa_bench.metrics import psnr, ssim
+from dipa_bench.runs import restore
+from dipa_bench.runs.restore import LearnedRun
 from dipa_bench.tasks.base import Task
 
 WRITTEN = (".png", ".npy")
@@ -56,16 +56,16 @@ def reconstruct_image(
     if request.measurement and (request.noise is not None or request.seed is not None):
         raise UserError("a measurement has its own noise: leave out --noise and --seed")
     found = restore.load(run, RESULTS, device, tracking_uri)
-    output = _output(request, found.row.name)
+    output = _output(request, found.entry.name)
     images = _blank(found, request) if request.measurement else _pictured(found, request)
-    bench = restore.at_shape(found, images)
+    context = restore.at_shape(found, images)
     if request.measurement:
-        measured, truth = read_measurement(request.image, bench.task), None
+        measured, truth = read_measurement(request.image, context.task), None
     else:
-        measured = _measured(bench.task, images.train, request)
-        truth = bench.task.pixels(images.train)
-    estimates = _estimates(found, bench, images, measured)
-    _write(output, estimates[found.row.name][0].cpu())
+        measured = _measured(context.task, images.train, request)
+        truth = context.task.pixels(images.train)
+    estimates = _estimates(found, context, images, measured)
+    _write(output, estimates[found.entry.name][0].cpu())
     _report(estimates, truth)
     print(f"wrote {output}")
 
@@ -171,33 +171,33 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _estimates(
-    run: LearnedRun, bench: Workbench, images: Splits, measured: Tensor
+    run: LearnedRun, context: StudyContext, images: Splits, measured: Tensor
 ) -> dict[str, Tensor]:
     """What A^T y, the tuned identity (where the study has one) and the run make of a measurement.
 
     Raises:
         UserError: the run's operator cannot be used there.
     """
-    found = {"back-projection A^T y": bench.task.student.A_adjoint(measured)}
+    found = {"back-projection A^T y": context.task.student.A_adjoint(measured)}
     identity = restore.tuned_identity(run)
-    if identity is not None and identity.row.name != run.row.name:
-        name = f"{identity.row.name}, tuned"
+    if identity is not None and identity.entry.name != run.entry.name:
+        name = f"{identity.entry.name}, tuned"
         try:
             found[name] = _estimate(identity, restore.at_shape(identity, images), measured)
         except UserError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
-    found[run.row.name] = _estimate(run, bench, measured)
+    found[run.entry.name] = _estimate(run, context, measured)
     return found
 
 
-def _estimate(run: LearnedRun, bench: Workbench, measured: Tensor) -> Tensor:
-    made = run.reconstructor if bench is run.bench else run.at(bench)
+def _estimate(run: LearnedRun, context: StudyContext, measured: Tensor) -> Tensor:
+    made = run.reconstructor if context is run.context else run.at(context)
     try:
-        found = made.run(measured, bench.task.student).estimate
+        found = made.run(measured, context.task.student).estimate
     except RuntimeError as error:  # an operator that met a shape it does not check, or no memory
-        raise UserError(f"{run.row.name} cannot run on it: {brief(error)}") from None
+        raise UserError(f"{run.entry.name} cannot run on it: {brief(error)}") from None
     if not torch.isfinite(found).all():
-        raise UserError(f"{run.row.name} left the finite numbers: is y = A x, x in [0, 1]?")
+        raise UserError(f"{run.entry.name} left the finite numbers: is y = A x, x in [0, 1]?")
     return found
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import typer
 
 from dipa_bench import devices
+from dipa_bench.archive.redaction import code_of
 from dipa_bench.cli.console import RESULTS
 from dipa_bench.errors import UserError
-from dipa_bench.search import rerun
+from dipa_bench.runs import rerun
 from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.load import find_run
 from dipa_bench.tracking.location import resolve_uri
-from dipa_bench.tracking.portable import code_of
 from dipa_bench.tracking.records import RunRecord
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,24 +24,26 @@ from dipa_bench.tracking.store import sync
 if TYPE_CHECKING:
     import pandas as pd
 
+GOODBYE = 10.0  # seconds for a server to end
+
 
 def show_leaderboard(
     task: str,
     format: str,
     output: Path | None,
     study: str | None,
-    rules: str | None,
+    protocol: str | None,
     reference: str | None,
     tracking_uri: str | None,
 ) -> None:
     """Prints or writes the leaderboard; under a table stands the verdict."""
-    from dipa_bench.evaluation.leaderboard import leaderboard, verdict
-    from dipa_bench.evaluation.rendering import FORMATS, render
+    from dipa_bench.reports.leaderboard import leaderboard, verdict
+    from dipa_bench.reports.rendering import FORMATS, render
 
     format = "markdown" if format == "md" else format
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    results = stored_results(task, study=study, protocol=rules, tracking_uri=tracking_uri)
+    results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
     board = leaderboard(results, reference=reference)
     text = render(board, format)
     if format == "table":
@@ -54,8 +58,8 @@ def show_leaderboard(
 
 def _grids(board: pd.DataFrame, results: TaskResults) -> Iterator[str]:
     """Operators against rules, of every study that has both."""
-    from dipa_bench.evaluation.grid import grid
-    from dipa_bench.evaluation.rendering import render_grid
+    from dipa_bench.reports.grid import grid
+    from dipa_bench.reports.rendering import render_grid
 
     for study in sorted(set(board["study"])):
         found = grid(board, results, study)
@@ -65,7 +69,7 @@ def _grids(board: pd.DataFrame, results: TaskResults) -> Iterator[str]:
 
 def _shifts(results: TaskResults) -> Iterator[str]:
     """How winners do at other settings, of the studies that tested it."""
-    from dipa_bench.evaluation.generalisation import by_study, render
+    from dipa_bench.reports.generalisation import by_study, render
 
     for table in by_study(results):
         yield f"\n{render(table)}"
@@ -76,20 +80,20 @@ def show_tuning(
     study: str | None,
     by: str,
     format: str,
-    rules: str | None,
+    protocol: str | None,
     reference: str | None,
     tracking_uri: str | None,
 ) -> None:
     """Prints what every row's search had found after how much, over its repeats."""
-    from dipa_bench.evaluation.tuning import UNITS
-    from dipa_bench.evaluation.tuning_table import SHOWN, render, tuning_table
+    from dipa_bench.reports.tuning import UNITS
+    from dipa_bench.reports.tuning_table import SHOWN, render, tuning_table
 
     if by not in UNITS:
         raise unknown("--by", by, UNITS)
     if format not in SHOWN:
         raise unknown("format", format, SHOWN)
     results = stored_results(
-        task, study=study, protocol=rules, repeats=True, tracking_uri=tracking_uri
+        task, study=study, protocol=protocol, repeats=True, tracking_uri=tracking_uri
     )
     print(render(tuning_table(results, reference, by), results, format).rstrip("\n"))
 
@@ -98,14 +102,14 @@ def make_dashboard(
     task: str,
     output: Path | None,
     study: str | None,
-    rules: str | None,
+    protocol: str | None,
     tracking_uri: str | None,
 ) -> None:
     """Writes the dashboard and says where."""
     from dashboards.page import write_dashboard
 
     results = stored_results(
-        task, study=study, protocol=rules, repeats=True, tracking_uri=tracking_uri
+        task, study=study, protocol=protocol, repeats=True, tracking_uri=tracking_uri
     )
     path = write_dashboard(results, output or Path(f"dashboard-{task}.html"))
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")
@@ -132,9 +136,22 @@ def start_ui(port: int, tracking_uri: str | None) -> None:
     print(f"MLflow on http://127.0.0.1:{port} (store {redacted(uri)}); Ctrl-C stops it", flush=True)
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment = quiet | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        code = subprocess.call(command, env=environment)
+        code = server.wait()
     except KeyboardInterrupt:
+        _end(server)
         return
     if code:
         raise typer.Exit(code)
+
+
+def _end(server: subprocess.Popen) -> None:
+    """Ends a server with the processes that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    try:
+        server.wait(GOODBYE)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

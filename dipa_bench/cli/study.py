@@ -9,6 +9,7 @@ from dipa_bench.cli.console import Stopped, add_row, new_table, wide_console
 from dipa_bench.cli.progress import Terminal
 from dipa_bench.errors import StudyStopped
 from dipa_bench.execution.study import Request, Study
+from dipa_bench.runs.plan import plan
 from dipa_bench.tracking.location import redacted
 
 
@@ -35,14 +36,14 @@ def run(request: Request) -> None:
 def print_plan(request: Request) -> None:
     """Prints what the study would cost; starts nothing."""
     study = Study(request)
-    found = study.plan()
+    found = plan(study.resolved, study.task)
     table = new_table(
         *("method", "trials", "seeds", "minutes", "note"), title=f"study {study.resolved.name}"
     )
-    for row in found.rows:
-        note = f"skipped: {row.skip}" if row.skip else "fitted" if row.fitted else ""
-        add_row(table, row.row, row.trials, row.seeds, f"{row.minutes:.1f}", note)
-    console, workers = wide_console(), study.crew.count
+    for entry in found.entries:
+        note = f"skipped: {entry.skip}" if entry.skip else "fitted" if entry.fitted else ""
+        add_row(table, entry.entry, entry.trials, entry.seeds, f"{entry.minutes:.1f}", note)
+    console, workers = wide_console(), study.worker_config.count
     console.print(table)
     minutes = request.repeats * found.minutes / workers
     console.print(

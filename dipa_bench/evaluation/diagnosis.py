@@ -12,10 +12,8 @@ from dipa_bench import registry
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation.denoiser_bound import DenoiserBound, denoiser_bound
 from dipa_bench.evaluation.evaluate import evaluate
-from dipa_bench.evaluation.metrics import psnr
-from dipa_bench.learning import lmmse
-from dipa_bench.learning.teachers import TeacherCache
-from dipa_bench.methods import Budget, FitContext, NoParameters
+from dipa_bench.methods import AffineMap, Budget, FitContext, NoParameters, Teachers
+from dipa_bench.metrics import psnr
 from dipa_bench.preconditioners import Identity
 from dipa_bench.solvers import build_solver
 from dipa_bench.tasks.base import Task
@@ -87,21 +85,22 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(task: Task, teachers: TeacherCache) -> Diagnosis:
+def diagnose(task: Task, teachers: Teachers, lmmse: Callable[[Task], AffineMap]) -> Diagnosis:
     """Conditioning, null space, reference PSNRs and the prior's bound.
 
     Args:
         task: the task.
         teachers: cache of tuned teacher settings.
+        lmmse: gives the affine LMMSE map of the training images.
     """
     spectra = [_spectrum("student", task, None)]
     axis = task.operators.axis
     spectra += [_spectrum(f"teacher {axis} {label:g}", task, label) for label in task.labels]
     images = task.images.validation
     truth, measured = task.pixels(images), task.measure(images)
-    references = _controls(task, teachers)
+    references = _controls(task, teachers, lmmse)
     try:
-        references["LMMSE map"] = _mean_psnr(lmmse.fit(task)(measured), truth)
+        references["LMMSE map"] = _mean_psnr(lmmse(task)(measured), truth)
     except UserError:
         pass  # complex or too many measurements: no such reference
     for label in task.labels:
@@ -111,7 +110,7 @@ def diagnose(task: Task, teachers: TeacherCache) -> Diagnosis:
             task.prior,
             settings,
             iterations=task.iterations,
-            largest=task.largest(label),
+            largest=task.norm_squared(label),
         )
         run = solver.run(task.measure(images, label), task.teacher(label), Identity())
         references[f"teacher {axis} {label:g}, tuned"] = _mean_psnr(run.estimate, truth)
@@ -122,10 +121,11 @@ def _mean_psnr(estimate: Tensor, truth: Tensor) -> float:
     return psnr(estimate, truth).mean().item()
 
 
-def _controls(task: Task, teachers: TeacherCache) -> dict[str, float]:
+def _controls(
+    task: Task, teachers: Teachers, lmmse: Callable[[Task], AffineMap]
+) -> dict[str, float]:
     """Mean validation PSNR of every registered method without parameters that applies."""
-    fit: Callable = lmmse.fit
-    context = FitContext(seed=0, budget=Budget(), teachers=teachers, lmmse=fit)
+    context = FitContext(seed=0, budget=Budget(), teachers=teachers, lmmse=lmmse)
     found = {}
     for method in registry.describe("methods"):
         if isinstance(method, registry.Broken):
@@ -144,7 +144,7 @@ def _spectrum(name: str, task: Task, label: float | None) -> Spectrum:
     measured = physics.A(images[:1])
     pixels, rows = images[0].numel(), measured[0].numel()
     if measured.is_complex() or min(rows, pixels) > LARGEST:
-        return Spectrum(name, rows, pixels, task.largest(label))
+        return Spectrum(name, rows, pixels, task.norm_squared(label))
     dense = matrix(physics, task.shape, images).double()
     # the SVD of a projection, all of whose singular values are alike, may not converge
     if rows < pixels:

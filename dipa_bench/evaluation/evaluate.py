@@ -13,8 +13,8 @@ from torch import Tensor
 from dipa_bench import devices
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
-from dipa_bench.evaluation.metrics import psnr_of_mse, psnr_pooled, squared_error, ssim
 from dipa_bench.methods import Reconstructor
+from dipa_bench.metrics import psnr_of_mse, psnr_pooled, squared_error, ssim
 from dipa_bench.solvers import Curves, Trajectory
 from dipa_bench.tasks.base import Task
 

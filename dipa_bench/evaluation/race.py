@@ -14,8 +14,8 @@ from dipa_bench import devices, digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
 from dipa_bench.evaluation.evaluate import BATCH, in_range
-from dipa_bench.evaluation.metrics import psnr_of_mse, psnr_pooled, squared_error
-from dipa_bench.methods import Reconstructor, together
+from dipa_bench.methods import Reconstructor, batched
+from dipa_bench.metrics import psnr_of_mse, psnr_pooled, squared_error
 from dipa_bench.solvers import Trajectory
 from dipa_bench.tasks.base import Task
 
@@ -129,7 +129,7 @@ def racing_order(count: int) -> list[int]:
 
 
 def chunk_ends(count: int) -> list[int]:
-    """Numbers of images after which candidates are compared, 8, 16, 32, ...; the last is all."""
+    """Numbers of images after which candidates are compared, 5, 10, 20, ...; the last is all."""
     ends = []
     while (end := FIRST << len(ends)) < count:
         ends.append(end)
@@ -171,7 +171,7 @@ def race(
     All go through the images in one random order that depends on their number alone, in chunks that
     end at 5, 10, 20, ... images; batches have at most 64 measurements. At every end but the last a
     candidate that is `significantly_below` the best so far leaves off: the bar, or a candidate of
-    this race with a better mean over these images. Candidates that can be run `together` are one
+    this race with a better mean over these images. Candidates that can be run `batched` are one
     batch. A single one always sees the same batches, so that on a CPU a repetition without a bar
     has bit for bit the PSNRs of the chunks that both ran.
 
@@ -238,7 +238,7 @@ def _run(
 
 def _run_together(group: Sequence[_Runner], task: Task, measured: Tensor, truth: Tensor) -> bool:
     """Whether it could be done; an error says nothing about whose it is."""
-    joined = together([runner.reconstructor for runner in group])
+    joined = batched([runner.reconstructor for runner in group])
     if joined is None:
         return False
     try:

@@ -12,19 +12,20 @@ from typing import Any
 import torch
 
 from dipa_bench import devices
+from dipa_bench.config import study_file
+from dipa_bench.config.entry import Entry
+from dipa_bench.config.schema import check_name
+from dipa_bench.config.study_file import StudyFile
 from dipa_bench.errors import StudyStopped, UserError
+from dipa_bench.execution.context import study_task
+from dipa_bench.execution.scheduler import Scheduler
 from dipa_bench.execution.sending import Sender
-from dipa_bench.search import plan, storage, study_file
-from dipa_bench.search.bench import study_task
-from dipa_bench.search.conductor import Conductor
-from dipa_bench.search.crew import Crew, crew
-from dipa_bench.search.desk import Desk, SharedDesk
-from dipa_bench.search.observer import Observer
-from dipa_bench.search.row import Row
-from dipa_bench.search.schema import check_name
-from dipa_bench.search.shifts import shifted
-from dipa_bench.search.study import locked_bench, study_folder
-from dipa_bench.search.study_file import StudyFile
+from dipa_bench.execution.shifts import shifted
+from dipa_bench.execution.study_folder import locked_context, study_folder
+from dipa_bench.execution.workers import WorkerConfig, worker_config
+from dipa_bench.search import storage
+from dipa_bench.search.callbacks import StudyCallback
+from dipa_bench.search.queues import SharedTrialQueues, TrialQueues
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking.location import redacted, resolve_uri
 from dipa_bench.tracking.records import RunRecord
@@ -63,7 +64,7 @@ class Outcome:
         study: resolved.
         folder: of its records.
         uri: of the tracking store.
-        records: of its rows, in order.
+        records: of its entries, in order.
         sent: whether the tracking store has them all.
     """
 
@@ -75,7 +76,7 @@ class Outcome:
 
     @property
     def measured(self) -> bool:
-        """Whether any row finished, or none was meant to."""
+        """Whether any entry finished, or none was meant to."""
         return bool({record.state for record in self.records} & {"finished", "skipped"})
 
 
@@ -89,7 +90,7 @@ class Study:
     Attributes:
         resolved: the study file that came of it.
         task: made from its problem.
-        crew: who does the jobs.
+        workers: who does the jobs.
         address: of the database that is shared with others; None for files.
         uri: of the tracking store.
 
@@ -100,7 +101,7 @@ class Study:
     request: Request
     where: torch.device = field(init=False)
     resolved: StudyFile = field(init=False)
-    crew: Crew = field(init=False)
+    worker_config: WorkerConfig = field(init=False)
     address: str | None = field(init=False)
     uri: str = field(init=False)
 
@@ -110,7 +111,7 @@ class Study:
         found = {
             "where": where,
             "resolved": _resolve(request, where),
-            "crew": crew(request.workers, where, request.cluster),
+            "worker_config": worker_config(request.workers, where, request.cluster),
             "address": storage.address(request.storage),
             "uri": resolve_uri(request.tracking_uri, Path.cwd()),
         }
@@ -125,20 +126,16 @@ class Study:
     def _check(self) -> None:
         """Words about teachers, priors and shifts now, not after the search."""
         for name in self.resolved.methods:
-            Row.of(self.resolved, name).check(self.task)
+            Entry.of(self.resolved, name).check(self.task)
         _refuse_untrainable(self.resolved, self.task, _named(self.request.methods))
         for shift in self.resolved.shifts.values():
             shifted(self.task, shift)
 
-    def plan(self) -> plan.Plan:
-        """What it would cost; nothing is written."""
-        return plan.plan(self.resolved, self.task)
-
-    def run(self, observer: Observer) -> list[Outcome]:
-        """Runs every row; again with other draws for each further repeat.
+    def run(self, callback: StudyCallback) -> list[Outcome]:
+        """Runs every entry; again with other draws for each further repeat.
 
         Args:
-            observer: hears of everything.
+            callback: hears of everything.
 
         Returns:
             One outcome for each repeat, up to the first of which nothing finished.
@@ -151,7 +148,7 @@ class Study:
         ended: list[Outcome] = []
         try:
             for one in repeated(self.resolved, self.request.repeats):
-                ended.append(self._run(one, observer))
+                ended.append(self._run(one, callback))
                 if not ended[-1].measured:
                     break
         except (KeyboardInterrupt, OSError) as error:
@@ -160,42 +157,44 @@ class Study:
             raise StudyStopped(self.resolved.name) from None
         return ended
 
-    def _run(self, study: StudyFile, observer: Observer) -> Outcome:
+    def _run(self, study: StudyFile, callback: StudyCallback) -> Outcome:
         with ExitStack() as stack:
-            desk = stack.enter_context(self._desk(study))
-            bench = stack.enter_context(locked_bench(study, self.request.root, self.task, desk))
-            aside = self.crew.parallel or desk.shared
-            sender = stack.enter_context(Sender(self.uri, observer, aside))
-            conductor = Conductor(bench, observer, desk, sender.send)
-            pool = stack.enter_context(self.crew.pool(bench, conductor.listener))
-            observer.message(
+            queues = stack.enter_context(self._queues(study))
+            context = stack.enter_context(
+                locked_context(study, self.request.root, self.task, queues)
+            )
+            aside = self.worker_config.parallel or queues.shared
+            sender = stack.enter_context(Sender(self.uri, callback, aside))
+            scheduler = Scheduler(context, callback, queues, sender.send)
+            pool = stack.enter_context(self.worker_config.pool(context, scheduler.job_callback))
+            callback.message(
                 f"study {study.name!r}: {', '.join(study.methods)} on "
-                f"{devices.describe(self.task.device)}{self._company()}, {study.rules}, preset "
+                f"{devices.describe(self.task.device)}{self._company()}, {study.protocol}, preset "
                 f"{study.preset}"
             )
-            done = conductor.run([Row.of(study, name) for name in study.methods], pool)
+            done = scheduler.run([Entry.of(study, name) for name in study.methods], pool)
         folder = study_folder(self.request.root, study.name)
         return Outcome(study, folder, self.uri, done, sender.store is not None)
 
     @contextmanager
-    def _desk(self, study: StudyFile) -> Iterator[Desk]:
-        """Where the study's trials are claimed."""
-        desk = Desk()
+    def _queues(self, study: StudyFile) -> Iterator[TrialQueues]:
+        """The queues of the study's trials."""
+        queues = TrialQueues()
         if self.address is not None:
             file = study.model_dump(mode="json")
-            desk = SharedDesk(storage.connect(self.address), study.name, file)
+            queues = SharedTrialQueues(storage.connect(self.address), study.name, file)
         try:
-            yield desk
+            yield queues
         finally:
-            desk.close()
+            queues.close()
 
     def _company(self) -> str:
         """Who works on the study beside this process, in words."""
         words = ""
-        if self.crew.cluster is not None:
+        if self.worker_config.cluster is not None:
             words = ", workers of a Dask cluster"
-        elif self.crew.count > 1:
-            words = f", {self.crew.count} workers"
+        elif self.worker_config.count > 1:
+            words = f", {self.worker_config.count} workers"
         shared = f", shared through {redacted(self.address)}" if self.address else ""
         return words + shared
 
@@ -232,7 +231,7 @@ def _resolve(request: Request, where: torch.device) -> StudyFile:
         raw,
         task=request.task,
         preset=preset,
-        rules=request.protocol,
+        protocol=request.protocol,
         methods=_named(request.methods),
         trials=request.trials,
         minutes=request.minutes,
@@ -243,7 +242,7 @@ def _resolve(request: Request, where: torch.device) -> StudyFile:
 
 
 def _named(methods: str | Sequence[str] | None) -> str | None:
-    """Rows as ``--methods`` names them."""
+    """Entries as ``--methods`` names them."""
     return methods if methods is None or isinstance(methods, str) else ",".join(methods)
 
 
@@ -255,11 +254,11 @@ def _by_user(error: BaseException | None) -> bool:
 
 
 def _refuse_untrainable(study: StudyFile, task: Task, methods: str | None) -> None:
-    """Raises `UserError` where a row asked for by name cannot train through the prior.
+    """Raises `UserError` where an entry asked for by name cannot train through the prior.
 
-    Rows that come with the study are skipped with that reason instead.
+    Entries that come with the study are skipped with that reason instead.
     """
     asked = {part.strip() for part in (methods or "").split(",")}
     for name in asked & set(study.methods):
-        if reason := Row.of(study, name).method.untrainable(task):
+        if reason := Entry.of(study, name).method.untrainable(task):
             raise UserError(f"method {name}: {reason}")

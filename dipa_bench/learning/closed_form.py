@@ -104,7 +104,7 @@ def best_numbers(operator: LinearOperator, given: Lesson, ridge: float, task: Ta
         ridge: relative to the problem's own scale.
         task: gives lambda_max(A^T A).
     """
-    largest, scale = task.largest(), energy([given.gradient])
+    largest, scale = task.norm_squared(), energy([given.gradient])
     criterion = Criterion(task.student, largest, "distance", scale, largest)
     best = minimiser(operator, ridge, "distance", task)
     return torch.as_tensor(best([given], criterion))
@@ -126,7 +126,7 @@ def normalise(operator: LinearOperator, task: Task) -> None:
         if radius == 0:
             return
         image = image / radius
-    operator.scale(task.largest() / radius)
+    operator.scale(task.norm_squared() / radius)
 
 
 def choose_ridge(
@@ -175,7 +175,7 @@ def fit(
 
 def published(operator: OperatorSpec, task: Task) -> dict[str, Value]:
     """Nothing is: the published solver settings, from zero (see `baselines.lmmse`)."""
-    return relative(task.published_solve(), task.largest()) | {"solve.start": "zero"}
+    return relative(task.published_solve(), task.norm_squared()) | {"solve.start": "zero"}
 
 
 RULE = RuleSpec(

@@ -80,7 +80,7 @@ def fit(task: Task, make: Maker, parameters: GreedyParameters, context: FitConte
     operator = make(task.iterations).requires_grad_(False)
     stored = operator.numbers
     reconstructor = context.reconstructor(task, solve, operator)
-    solver, physics, largest = reconstructor.solver, task.student, task.largest()
+    solver, physics, largest = reconstructor.solver, task.student, task.norm_squared()
     unit = largest if solve.units == "relative" else 1.0
     images = task.images.train.first(context.budget.train_images)
     measured = task.measure(images).split(BATCH)
@@ -109,7 +109,7 @@ def _lessons(states: Sequence[State], truths: Sequence[Tensor]) -> list[Lesson]:
 
 def published(operator: OperatorSpec, task: Task) -> dict[str, Value]:
     """The learned operators as they are; all else as published for the solver."""
-    return relative(task.published_solve(), task.largest()) | {"solve.step": 1.0}
+    return relative(task.published_solve(), task.norm_squared()) | {"solve.step": 1.0}
 
 
 RULE = RuleSpec(

@@ -61,7 +61,7 @@ def initialise(
         given = lesson(task, "mismatch", label, solve.units, context)
         step = best_numbers(_on(task, Scalar(1)), given, 0.0, task).item()
         if step > 0:  # R has the student's step in it
-            operator.scale(step / (reconstructor.solver.step_size * task.largest()))
+            operator.scale(step / (reconstructor.solver.step_size * task.norm_squared()))
         return
     if reason := obstacle(operator, task):
         raise UserError(f"train.initial={initial}: {reason}; use one of {', '.join(FREE)}")

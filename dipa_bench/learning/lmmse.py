@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dipa_bench.data.signals import is_complex
 from dipa_bench.errors import UserError
-from dipa_bench.evaluation.metrics import psnr
+from dipa_bench.metrics import psnr
 from dipa_bench.tasks.base import Task
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
-from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning.checkpoint import made_once, write_whole
+from dipa_bench.metrics import psnr
 from dipa_bench.preconditioners import Identity
 from dipa_bench.solvers import SolveParameters, Solver, build_solver
 from dipa_bench.tasks.base import Task
@@ -169,7 +169,7 @@ class TeacherCache:
         return found
 
     def _key(self, task: Task, label: float, images: ImageSet, values: list) -> str:
-        algorithm = [task.solver, task.iterations, label, task.largest(label)]
+        algorithm = [task.solver, task.iterations, label, task.norm_squared(label)]
         return digests.of(task.digest, algorithm, images.digest, values)
 
 
@@ -179,7 +179,7 @@ def _solver(task: Task, label: float, settings: SolveParameters) -> Solver:
         task.prior,
         settings,
         iterations=task.iterations,
-        largest=task.largest(label),
+        largest=task.norm_squared(label),
     )
 
 

@@ -16,15 +16,14 @@ from torch import Tensor
 from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
-from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning.checkpoint import Checkpoint
-from dipa_bench.methods import FitContext, Progress, Reconstructor
+from dipa_bench.methods import GROWTH, FitContext, Progress, Reconstructor
+from dipa_bench.metrics import psnr
 from dipa_bench.parameters import Parameters, Search
 from dipa_bench.tasks.base import Task
 
 EXPLODED = 1e3  # times the first loss
 BATCH = 64  # images in one validation run
-GROWTH = 3  # of the number of training images from rung to rung
 
 
 class TrainParameters(Parameters):

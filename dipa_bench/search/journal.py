@@ -1,4 +1,4 @@
-"""One Optuna journal for each row of a study: opened, mended, continued."""
+"""One Optuna journal for each entry of a study: opened, mended, continued."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class Aims:
+class Objectives:
     """What a search is for, and when it gives a trial up.
 
     Attributes:
-        objectives: keys of `FIGURES`; with more than one nothing is given up.
+        names: keys of `FIGURES`; with more than one nothing is given up.
         pruner: Optuna's.
     """
 
-    objectives: tuple[str, ...] = ("psnr",)
+    names: tuple[str, ...] = ("psnr",)
     pruner: BasePruner = field(default_factory=NopPruner)
 
     @property
     def directions(self) -> list[StudyDirection]:
-        return [FIGURES[name][1] for name in self.objectives]
+        return [FIGURES[name][1] for name in self.names]
 
     def values(self, record: RunRecord) -> list[float]:
         """The figures of a trial that has some, one for each objective."""
         figures = {PSNR: record.metrics.get(ESTIMATE, math.nan)} | record.metrics
-        return [figures[FIGURES[name][0]] for name in self.objectives]
+        return [figures[FIGURES[name][0]] for name in self.names]
 
 
 def state_of(record: RunRecord) -> TrialState:
@@ -76,7 +76,7 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 def trial_records(folder: Path) -> list[RunRecord]:
-    """Records of all trials of a row, by number.
+    """Records of all trials of an entry, by number.
 
     Raises:
         UserError: one of them is damaged.
@@ -90,9 +90,9 @@ def open_study(
     folder: Path,
     space: Mapping[str, BaseDistribution],
     sampler: optuna.samplers.BaseSampler,
-    aims: Aims,
+    objectives: Objectives,
 ) -> optuna.Study:
-    """The search of one row, created or continued; the caller holds the study's lock.
+    """The search of one entry, created or continued; the caller holds the study's lock.
 
     The trials' records are written before the journal hears of them. So a journal that is damaged,
     or knows less than they do, is set aside and made again from them. Trials that a dead process
@@ -103,7 +103,7 @@ def open_study(
         folder: the method's run folder.
         space: the search space.
         sampler: for new trials.
-        aims: objectives and pruner.
+        objectives: objectives and pruner.
 
     Raises:
         UserError: a record is damaged, or the journal's trials were drawn from other ranges.
@@ -113,13 +113,13 @@ def open_study(
     for stale in folder.glob(f"{JOURNAL}.lock*"):  # a killed process may have held it
         stale.unlink(missing_ok=True)
     ended = trial_records(folder)
-    study = _opened(path, sampler, aims)
+    study = _opened(path, sampler, objectives)
     if study is None or not _agrees(study, ended):
         _set_aside(path)
-        study = _create(path, sampler, aims)
-        _restore(study, ended, space, aims)
+        study = _create(path, sampler, objectives)
+        _restore(study, ended, space, objectives)
     same_ranges(study, space)
-    _close_running(study, folder, aims)
+    _close_running(study, folder, objectives)
     return study
 
 
@@ -134,19 +134,23 @@ def is_sound(path: Path) -> bool:
         return False
 
 
-def _opened(path: Path, sampler: optuna.samplers.BaseSampler, aims: Aims) -> optuna.Study | None:
+def _opened(
+    path: Path, sampler: optuna.samplers.BaseSampler, objectives: Objectives
+) -> optuna.Study | None:
     """The study in a journal, a new one where there is none yet, or None for a damaged one."""
     if path.exists() and not is_sound(path):
         return None
     try:
-        return _create(path, sampler, aims)
+        return _create(path, sampler, objectives)
     except OSError:
         raise
     except Exception:  # whole lines that make no sense fail in many ways
         return None
 
 
-def _create(path: Path, sampler: optuna.samplers.BaseSampler, aims: Aims) -> optuna.Study:
+def _create(
+    path: Path, sampler: optuna.samplers.BaseSampler, objectives: Objectives
+) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -154,9 +158,9 @@ def _create(path: Path, sampler: optuna.samplers.BaseSampler, aims: Aims) -> opt
         return optuna.create_study(
             study_name=path.parent.name,
             storage=optuna.storages.JournalStorage(backend),
-            directions=aims.directions,
+            directions=objectives.directions,
             sampler=sampler,
-            pruner=aims.pruner,
+            pruner=objectives.pruner,
             load_if_exists=True,
         )
 
@@ -184,9 +188,9 @@ def _restore(
     study: optuna.Study,
     ended: list[RunRecord],
     space: Mapping[str, BaseDistribution],
-    aims: Aims,
+    objectives: Objectives,
 ) -> None:
-    prunes = len(aims.objectives) == 1
+    prunes = len(objectives.names) == 1
     for record in ended:
         while len(study.get_trials(deepcopy=False)) < record.number:  # its record never was
             study.add_trial(create_trial(state=TrialState.FAIL))
@@ -195,7 +199,7 @@ def _restore(
         study.add_trial(
             create_trial(
                 state=state,
-                values=aims.values(record) if state == TrialState.COMPLETE else None,
+                values=objectives.values(record) if state == TrialState.COMPLETE else None,
                 params=params,
                 distributions={name: space[name] for name in params},
                 intermediate_values=_best_so_far(record) if prunes else {},
@@ -222,7 +226,7 @@ def same_ranges(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> N
                 )
 
 
-def _close_running(study: optuna.Study, folder: Path, aims: Aims) -> None:
+def _close_running(study: optuna.Study, folder: Path, objectives: Objectives) -> None:
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.WAITING:  # the process ended before the trial began
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
@@ -234,15 +238,15 @@ def _close_running(study: optuna.Study, folder: Path, aims: Aims) -> None:
             record = record.model_copy(update={"state": "interrupted", "reason": reason})
             records.write(place, record)
         if trial.state == TrialState.RUNNING and record is not None:
-            tell(study, trial.number, record, aims)
+            tell(study, trial.number, record, objectives)
         elif trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
 
 
-def tell(study: optuna.Study, number: int, record: RunRecord, aims: Aims) -> None:
+def tell(study: optuna.Study, number: int, record: RunRecord, objectives: Objectives) -> None:
     """Tells the journal how a trial ended, from its record."""
     state = state_of(record)
-    values = aims.values(record) if state == TrialState.COMPLETE else None
+    values = objectives.values(record) if state == TrialState.COMPLETE else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study.tell(number, values, state=state)

@@ -1,4 +1,4 @@
-"""What a row came to: which trials count, the winner among them, and its record."""
+"""What an entry came to: which trials count, the winner among them, and its record."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from dipa_bench.evaluation import statistics
-from dipa_bench.evaluation.tuning import paid
-from dipa_bench.search.attempt import SHIFTS
-from dipa_bench.search.kept import SHOWN
+from dipa_bench import names, statistics
+from dipa_bench.tracking.charges import charged_seconds
 from dipa_bench.tracking.records import RunRecord
 
 
 def spent(trials: Sequence[RunRecord]) -> list[float]:
-    """Seconds that a row's search has `paid` after each of its trials, given in their order."""
+    """`charged_seconds` of an entry's search after each of its trials, given in their order."""
     costs = ("trial/seconds", "trial/borrowed")
-    return paid(*([trial.metrics.get(cost, 0.0) for trial in trials] for cost in costs)).tolist()
+    return charged_seconds(
+        *([trial.metrics.get(cost, 0.0) for trial in trials] for cost in costs)
+    ).tolist()
 
 
 def within(trials: Sequence[RunRecord], minutes: float | None) -> list[RunRecord]:
-    """Those of a row's trials, in order, that ended within the budget; the first one always."""
+    """Those of an entry's trials, in order, that ended within the budget; the first one always."""
     if minutes is None:
         return list(trials)
     ends = spent(trials)
@@ -97,13 +97,13 @@ def summary(
         seeds: their records.
         shifted: whether they were tested at further settings.
     """
-    for name in ("images.parquet", "curves.parquet", *([SHIFTS] if shifted else [])):
+    for name in (names.IMAGES, names.CURVES, *([names.SHIFTS] if shifted else [])):
         parts = [pd.read_parquet(folder / f"seed-{seed.number}" / name) for seed in seeds]
         pd.concat(parts, ignore_index=True).to_parquet(folder / name, index=False)
-    operator = folder / "seed-0" / "operator.safetensors"
+    operator = folder / "seed-0" / names.OPERATOR
     if operator.exists():
         (folder / operator.name).write_bytes(operator.read_bytes())
-    for name in SHOWN:
+    for name in names.SHOWN:
         if (folder / "seed-0" / name).exists():
             (folder / "seed-0" / name).replace(folder / name)
     means = {
@@ -111,7 +111,7 @@ def summary(
         for name in seeds[0].metrics
         if all(name in seed.metrics for seed in seeds) and not name.startswith("trial/")
     }
-    images = pd.read_parquet(folder / "images.parquet")
+    images = pd.read_parquet(folder / names.IMAGES)
     for metric in ("psnr", "ssim"):
         interval = statistics.mean_interval(images, metric)
         means |= {f"test/{metric}_low": interval.low, f"test/{metric}_high": interval.high}

@@ -6,11 +6,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
-    FloatDistribution,
     IntDistribution,
 )
 from optuna.exceptions import ExperimentalWarning
@@ -19,50 +17,20 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from dipa_bench import digests
-from dipa_bench.parameters import Search, Value, When
+from dipa_bench.config.space import Block, sobol_point, uniform_point, value_at
+from dipa_bench.parameters import Value, When
 from dipa_bench.search import samplers
-from dipa_bench.search.samplers import Block, index_of, value_at
+from dipa_bench.search.samplers import index_of
 
-KINDS = ("tpe", "gp", "random", "qmc", "cmaes", "nsga2")
-MODELS = ("tpe", "gp", "cmaes", "nsga2")  # learn from what was tried
-SINGLE = ("cmaes",)  # seek one objective alone
+KINDS = ("tpe", "gp", "random", "qmc")
+MODELS = ("tpe", "gp")  # learn from what was tried
 STARTUP = 16  # trials before a model draws; from fewer it learns nothing
 ATTEMPTS = 200  # draws of one trial before one that the task refuses is tried after all
-PATIENCE = {"tpe": 200, "gp": 4, "cmaes": 20, "nsga2": 20}  # a model's draws, before those
-
-
-def refuses(kind: str, objectives: Sequence[str]) -> str | None:
-    """Why a sampler cannot do a search, in one line that names the cure; None where it can.
-
-    All kinds can do conditional spaces: models draw a branch's parameters from the trials in that
-    branch, CMA-ES leaves those to TPE.
-
-    Args:
-        kind: of `KINDS`.
-        objectives: names of what the search is for.
-    """
-    if kind not in KINDS:
-        return f"search.sampler = {kind!r} does not exist: give one of {', '.join(KINDS)}"
-    if kind in SINGLE and len(objectives) > 1:
-        able = ", ".join(name for name in KINDS if name not in SINGLE)
-        return (
-            f"search.sampler = {kind!r} seeks one objective, not {len(objectives)} "
-            f"({', '.join(objectives)}): give one of {able}, or one objective"
-        )
-    return None
-
-
-def distribution(search: Search, integer: bool = False) -> BaseDistribution:
-    """Optuna's counterpart of a search range."""
-    if search.choices:
-        return CategoricalDistribution(search.choices)
-    if integer:
-        return IntDistribution(int(search.low), int(search.high), log=search.log)
-    return FloatDistribution(search.low, search.high, log=search.log)
+PATIENCE = {"tpe": 200, "gp": 4}  # a model's draws, before those
 
 
 class NumberedSampler(BaseSampler):
-    """Draws that depend on (study seed, row, index of the trial, trials that ended) and no more.
+    """Draws that depend on (study seed, entry, index of the trial, trials that ended) and no more.
 
     A trial's index is its user attribute ``index`` (as of ``study.enqueue_trial({}, {"index": 3})``
     before ``study.ask()``), else its number. The first draws are the known points. Below `STARTUP`
@@ -70,7 +38,7 @@ class NumberedSampler(BaseSampler):
     seed of its own for each trial. So a resumed search goes on as if it had never stopped, and a
     trial that a dead process left behind is drawn again as it was.
 
-    Below `STARTUP` all rows of a study try the same solver settings in the same trials, so that
+    Below `STARTUP` all entries of a study try the same solver settings in the same trials, so that
     two operators that do the same come out the same, and not as the luckier of two draws.
 
     A parameter with a condition is drawn where it holds alone: a model draws those without one
@@ -78,20 +46,19 @@ class NumberedSampler(BaseSampler):
     task refuses (a network over its cap) is drawn again; a model that insists on it (a GP does on
     its optimum) makes way for random draws after `PATIENCE`.
 
-    The kinds: ``tpe``, Optuna's tree of Parzen estimators; ``gp``, ``nsga2`` and ``cmaes`` as
-    `samplers` has them, the last with TPE for what has a condition; ``qmc`` stays on the Sobol
-    sequences; ``random`` draws all but the known points independently. In the last two, rows
-    share solver settings for good.
+    The kinds: ``tpe``, Optuna's tree of Parzen estimators; ``gp``, its Gaussian process; ``qmc``
+    stays on the Sobol sequences; ``random`` draws all but the known points independently. In the
+    last two, entries share solver settings for good.
 
     Args:
         space: parameter to distribution.
-        seed: of this row's search.
+        seed: of this entry's search.
         known: points to try first; what one leaves open comes from the Sobol sequence.
-        shared: parameters that rows have in common, frozen ones included, always in one order.
-        shared_seed: of their own Sobol sequence; the same for all rows of a study.
+        shared: parameters that entries have in common, frozen ones included, always in one order.
+        shared_seed: of their own Sobol sequence; the same for all entries of a study.
         conditions: parameter to the condition under which it counts.
         admits: whether the task has nothing against a draw.
-        kind: of `KINDS`; see `refuses` for what each can do.
+        kind: of `KINDS`.
 
     Raises:
         ValueError: there is no such kind.
@@ -174,11 +141,10 @@ class NumberedSampler(BaseSampler):
             names = [name for name in self._space if self._conditions.get(name) == branch]
             block = {name: self._space[name] for name in names}
             several = {name: found for name, found in block.items() if not found.single()}
-            left = self._kind == "cmaes" and branch is not None
-            if self._kind == "tpe" or left or not several:
+            if self._kind == "tpe" or not several:
                 found = tpe.sample_relative(study, trial, several)
             else:
-                found = self._modelled(several, study, trial, attempt)
+                found = self._by_gp(several, study, trial, attempt)
             for name, options in block.items():
                 if options.single():
                     found[name] = value_at(options, 0.0)
@@ -187,18 +153,11 @@ class NumberedSampler(BaseSampler):
             draw |= found
         return draw
 
-    def _modelled(
+    def _by_gp(
         self, block: Block, study: Study, trial: FrozenTrial, attempt: int
     ) -> dict[str, Value]:
-        """A draw of the block by another model than TPE."""
-        index, history = index_of(trial), samplers.tried(study)
-        if self._kind == "cmaes":
-            return samplers.cmaes(
-                block, history, study.direction, self._seed, index, self._first, attempt
-            )
-        seed = self._seed_of(index, attempt)
-        if self._kind == "nsga2":
-            return samplers.nsga2(block, history, study.directions, seed)
+        """A draw of the block by a Gaussian process."""
+        seed, history = self._seed_of(index_of(trial), attempt), samplers.tried(study)
         others = samplers.running(study, trial.number)
         return samplers.gp(block, history, study.directions, seed, others)
 
@@ -239,46 +198,3 @@ def fill(trial: Trial, space: Block) -> Trial:
         else:
             trial.suggest_float(name, found.low, found.high, log=found.log)
     return trial
-
-
-def sobol_point(
-    space: Block,
-    index: int,
-    seed: int,
-    names: Sequence[str] | None = None,
-) -> dict[str, Value]:
-    """The `index`-th point of a scrambled Sobol sequence, one axis for each of `names`.
-
-    Args:
-        space: parameter to distribution.
-        index: of the point.
-        seed: of the scrambling.
-        names: the axes; those of `space` unless given.
-
-    Returns:
-        Values for those of `names` that `space` has; the others' axes are left unused.
-    """
-    from scipy.stats.qmc import Sobol
-
-    names = list(space) if names is None else names
-    if not names:
-        return {}
-    engine = Sobol(len(names), scramble=True, rng=np.random.default_rng(seed))
-    if index:
-        engine.fast_forward(index)
-    unit = dict(zip(names, engine.random(1)[0].tolist(), strict=True))
-    return {name: value_at(space[name], u) for name, u in unit.items() if name in space}
-
-
-def uniform_point(
-    space: Block, index: int, seed: int, names: Sequence[str] | None = None
-) -> dict[str, Value]:
-    """The `index`-th of independent points, uniform in each range or in its logarithm.
-
-    Args:
-        space, index, seed, names: as of `sobol_point`.
-    """
-    names = list(space) if names is None else names
-    unit = np.random.default_rng(digests.seed(seed, index)).random(len(names))
-    found = zip(names, unit.tolist(), strict=True)
-    return {name: value_at(space[name], u) for name, u in found if name in space}

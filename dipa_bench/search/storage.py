@@ -114,8 +114,14 @@ def _plain(url: str, error: Exception) -> str:
     return without_secrets(brief(error), url)
 
 
-def patiently(work: Callable[[], Result]) -> Result:
+class StorageGone(UserError):
+    """A database that did not come back; the study can be continued once it does."""
+
+
+def retry(work: Callable[[], Result]) -> Result:
     """Does something with the database, again where it is away for a while.
+
+    Once it did not come back within `OUTAGE` seconds, it is not waited for again before it answers.
 
     Raises:
         StorageGone: it did not come back.
@@ -123,14 +129,26 @@ def patiently(work: Callable[[], Result]) -> Result:
     again = Retrying(
         retry=retry_if_exception_type(AWAY),
         wait=growing(multiplier=0.2, max=10),
-        stop=stop_after_delay(OUTAGE),
+        stop=stop_after_delay(0.0 if _gone.is_set() else OUTAGE),
         before_sleep=before_sleep_log(log, logging.INFO),
         reraise=True,
     )
-    return again(work)
+    try:
+        found = again(work)
+    except AWAY as error:
+        _gone.set()
+        raise StorageGone(
+            f"the study's database is away ({type(error).__name__}) and did not come back within "
+            f"{OUTAGE:g} s: run the same command to continue once it answers"
+        ) from None
+    _gone.clear()
+    return found
 
 
-class Pulse:
+_gone = threading.Event()
+
+
+class Heartbeat:
     """Gives signs of life for the trials that this process runs, from a thread of its own.
 
     After a time without connection nobody may be taken for dead at once: the others' signs are
@@ -159,7 +177,7 @@ class Pulse:
         """From now on the trial of that id lives."""
         with self._lock:
             self._alive.add(trial)
-        patiently(lambda: self._storage.record_heartbeat(trial))
+        retry(lambda: self._storage.record_heartbeat(trial))
 
     def drop(self, trial: int) -> None:
         """It has ended."""

@@ -53,7 +53,7 @@ class Solver(ABC):
     Attributes:
         settings: names of the attributes that may be tensors with one value per image; a subclass
             names its own beside these, so that solvers that differ in them alone can run as one
-            batch (`dipa_bench.solvers.joined`).
+            batch (`dipa_bench.solvers.batched`).
 
     Raises:
         UserError: a momentum or start that is not known.

@@ -191,7 +191,7 @@ class Task:
         """The teacher with that label, or the student for None."""
         return self.student if label is None else self.teacher(label)
 
-    def largest(self, label: float | None = None) -> float:
+    def norm_squared(self, label: float | None = None) -> float:
         """lambda_max(A^T A) of the student (None) or of a teacher."""
         if label not in self._largest:
             self._largest[label] = largest_eigenvalue(

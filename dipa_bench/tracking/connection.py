@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from dipa_bench.errors import UserError
-from dipa_bench.tracking.files import first_wins
+from dipa_bench.files import first_wins
 from dipa_bench.tracking.location import family, redacted, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:

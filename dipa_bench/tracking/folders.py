@@ -11,10 +11,10 @@ import pandas as pd
 
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import records
+from dipa_bench.tracking.mlflow_format import repeat_of
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.results import TaskResults
 from dipa_bench.tracking.tables import ARTIFACTS, Tables
-from dipa_bench.tracking.wording import repeat_of
 
 
 def study_results(folder: Path, task: str) -> TaskResults:
@@ -63,7 +63,7 @@ def _method_row(record: RunRecord, children: list[RunRecord]) -> dict[str, Any]:
     figures = record.metrics
     kinds = [(child.kind, child.state) for child in children]
     repeat = int(record.study_file.get("repeat") or 0)
-    shared = ("study", "method", "title", "operator", "rule", "learned", "rules", "preset")
+    shared = ("study", "method", "title", "operator", "rule", "learned", "protocol", "preset")
     return {
         **{name: getattr(record, name) for name in (*shared, "state", "params", "started")},
         "reason": record.reason or None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -22,14 +23,16 @@ from dipa_bench.errors import UserError, unknown
 from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
+from dipa_bench.tracking.mlflow_format import decode, experiment_name
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
 from dipa_bench.tracking.results import TaskResults
 from dipa_bench.tracking.tables import ARTIFACTS, Tables
-from dipa_bench.tracking.wording import decode, experiment_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
 
 
 def load_results(
@@ -37,7 +40,7 @@ def load_results(
     task: str,
     *,
     study: str | None = None,
-    rules: str | None = None,
+    protocol: str | None = None,
     repeats: bool = False,
 ) -> TaskResults:
     """Reads what the store at `uri` knows about a task.
@@ -49,22 +52,25 @@ def load_results(
         uri: a resolved tracking address.
         task: the task's name.
         study: only this study; by default all.
-        rules: only rows under these rules, ``"tuned"`` or ``"published"``; by default both.
+        protocol: only rows under this protocol, ``"tuned"`` or ``"published"``; by default both.
         repeats: with `study` its repeated searches as well, which are studies of their own.
 
     Raises:
-        UserError: no runs of that task, or an unknown study or kind of rules.
+        UserError: no runs of that task, or an unknown study or protocol.
         StoreUnavailable: nothing answers at `uri`.
     """
     client = _reader(uri, task)
     with guarded(uri):
         runs = _runs(client, uri, task)
-    parents = _newest([run for run in runs if _tag(run, "kind") == "method"])
+    methods = [run for run in runs if _tag(run, "kind") == "method"]
+    parents = _newest([run for run in methods if _tag(run, "protocol")])
+    if older := len(methods) - sum(bool(_tag(run, "protocol")) for run in methods):
+        log.warning("%d runs of methods were sent by an older version and are left out", older)
     if not parents:
         raise _nothing(uri, task)
     again = [run for run in parents if repeats and study == _repeat_of(run) != _tag(run, "study")]
     parents = [*_chosen(parents, "study", study), *again]
-    parents = _chosen(parents, "rules", rules)
+    parents = _chosen(parents, "protocol", protocol)
     children: dict[str, list[Run]] = {run.info.run_id: [] for run in parents}
     for run in runs:
         if (parent := run.data.tags.get("mlflow.parentRunId")) in children:
@@ -116,7 +122,7 @@ def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str
     kinds = [(_tag(child, "kind"), _tag(child, "state")) for child in children]
     return {
         **{name: _tag(run, name) for name in ("study", "method", "title", "operator", "rule")},
-        **{name: _tag(run, name) for name in ("rules", "preset", "state")},
+        **{name: _tag(run, name) for name in ("protocol", "preset", "state")},
         "learned": _tag(run, "learned") == "true",
         "reason": _tag(run, "reason") or None,
         "parameters": figures.get("parameters", np.nan),

@@ -17,14 +17,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from dipa_bench.errors import UserError
 
 RECORD = "record.json"
+OLD_KEYS = {"rules"}  # of records before version 0.2
 Scalar = bool | int | float | str | None
 State = Literal["running", "finished", "pruned", "diverged", "failed", "interrupted", "skipped"]
 
@@ -58,7 +60,7 @@ class RunRecord(BaseModel):
     seed: int = 0
     state: State = "running"
     reason: str | None = Field(None, description="why a run did not finish, in one line")
-    rules: str = "tuned"
+    protocol: str = "tuned"
     preset: str = ""
     title: str = Field("", description="the method in words")
     operator: str = Field("", description="kind of operator: identity, scalar, dense, none, ...")
@@ -95,6 +97,11 @@ class RunRecord(BaseModel):
         return f"{self.kind} {self.number}"
 
 
+def end_time(record: RunRecord) -> float:
+    """The time at which a run ends: never before it began, wherever the clock was set to."""
+    return max(record.started, time.time())
+
+
 def write(folder: Path, record: RunRecord) -> None:
     """Writes `record` into `folder` so that a crash leaves either the old or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,14 +126,25 @@ def read(folder: Path) -> RunRecord:
     """
     path = folder / RECORD
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_older(json.loads(text), path)
+        return RunRecord.model_validate_json(text)
     except FileNotFoundError:
         raise UserError(f"no run record in {folder}: give a run folder or a run id") from None
-    except (ValidationError, ValueError) as error:
+    except (ValueError, AttributeError) as error:  # not JSON, no object, no record
         first = str(error).splitlines()[0]
         raise UserError(
             f"damaged run record {path} ({first}): move it away and run the study again"
         ) from None
+
+
+def refuse_older(values: dict[str, Any], path: Path) -> None:
+    """Raises `UserError` for a record or study of a version whose keys had other names."""
+    if OLD_KEYS & values.keys():
+        raise UserError(
+            f"{path} was written by an older version of dipa-bench, whose results this one does "
+            "not read: go on with that version, or give another --name"
+        )
 
 
 def method_folder(study: Path, method: str) -> Path:

@@ -38,7 +38,7 @@ class TaskResults:
     Attributes:
         task: the task's name.
         methods: a row per study and method: study, method, title, operator, rule, learned (bool),
-            rules ("tuned" or "published"), preset, state, reason, parameters (count), trials
+            protocol ("tuned" or "published"), preset, state, reason, parameters (count), trials
             (finished), seeds, seconds_per_image, operator_calls, denoiser_calls (all three for one
             image), fit_seconds (mean over seeds), search_seconds (all trials of the method), start
             (the winner's), reference (the row that the study compares with), caveat (what to know

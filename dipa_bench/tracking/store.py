@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipa_bench.errors import UserError
-from dipa_bench.tracking import ledger, records
+from dipa_bench.tracking import records, sync_state
 from dipa_bench.tracking.connection import StoreUnavailable, connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
-from dipa_bench.tracking.records import RunRecord, Scalar
-from dipa_bench.tracking.wording import (
+from dipa_bench.tracking.mlflow_format import (
     MAX_KEY,
     MAX_TAG,
     STATUS,
@@ -30,6 +29,7 @@ from dipa_bench.tracking.wording import (
     points_of,
     tags_of,
 )
+from dipa_bench.tracking.records import RunRecord, Scalar
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -107,12 +107,12 @@ class Store:
         self, folder: Path, record: RunRecord, parent: str = "", won: bool = False
     ) -> tuple[str, bool]:
         """Sends one run folder unless it is as it was; returns the run's id and whether it went."""
-        now = ledger.fingerprint(folder, redacted(self.uri), parent, won)
-        before = ledger.read_note(folder)
+        now = sync_state.fingerprint(folder, redacted(self.uri), parent, won)
+        before = sync_state.read_note(folder)
         if before is not None and all(before.get(name) == value for name, value in now.items()):
             return before["run_id"], False
         experiment = self._experiment(record.task)
-        tags = tags_of(record, ledger.identity(folder, record), parent, won)
+        tags = tags_of(record, sync_state.identity(folder, record), parent, won)
         run = self._known(before, experiment, tags["dipa.key"])
         if run is None:
             run_id = self._create(experiment, record, tags)
@@ -122,7 +122,7 @@ class Store:
         for name in now["files"]:
             self._client.log_artifact(run_id, str(folder / name))
         self._close(run_id, record)
-        ledger.write_note(folder, {**now, "run_id": run_id})
+        sync_state.write_note(folder, {**now, "run_id": run_id})
         return run_id, True
 
     def _experiment(self, task: str) -> str:
@@ -252,7 +252,7 @@ def sync(root: Path, uri: str, rebuild: bool = False) -> SyncReport:
     store, report = Store(uri), SyncReport()
     for folder in records.method_folders(root):
         if rebuild:
-            ledger.forget(folder)
+            sync_state.forget(folder)
         try:
             report += store.send_method(folder)
         except UserError as error:

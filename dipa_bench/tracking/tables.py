@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dipa_bench import names
 from dipa_bench.errors import UserError
 from dipa_bench.tracking.results import Linearised, TaskResults
 
@@ -22,7 +23,7 @@ METHODS = {
     "operator": object,
     "rule": object,
     "learned": bool,
-    "rules": object,
+    "protocol": object,
     "preset": object,
     "state": object,
     "reason": object,
@@ -79,8 +80,8 @@ TRIALS = {
     "reason": object,
 }
 ARTIFACTS = (
-    *("images.parquet", "curves.parquet", "shifts.parquet"),
-    *("pictures.safetensors", "matrix.safetensors", "linearisation.safetensors"),
+    *(names.IMAGES, names.CURVES, names.SHIFTS),
+    *(names.PICTURES, names.MATRIX, names.LINEARISATION),
 )
 
 
@@ -114,20 +115,20 @@ class Tables:
         """
         key = method["study"], method["method"]
         self.methods.append(method)
-        names = dict(zip(KEYS, key, strict=True))
-        self.trials += [{**names, **row} for row in sorted(trials, key=lambda row: row["number"])]
+        labels = dict(zip(KEYS, key, strict=True))
+        self.trials += [{**labels, **row} for row in sorted(trials, key=lambda row: row["number"])]
         with _readable(damaged):
-            if path := files.get("images.parquet"):
-                self.images.append(_table(path, IMAGES, names))
-            if path := files.get("curves.parquet"):
-                self.curves.append(_table(path, CURVES, names))
-            if path := files.get("shifts.parquet"):
-                self.shifts.append(_table(path, SHIFTS, names))
-            if path := files.get("pictures.safetensors"):
+            if path := files.get(names.IMAGES):
+                self.images.append(_table(path, IMAGES, labels))
+            if path := files.get(names.CURVES):
+                self.curves.append(_table(path, CURVES, labels))
+            if path := files.get(names.SHIFTS):
+                self.shifts.append(_table(path, SHIFTS, labels))
+            if path := files.get(names.PICTURES):
                 self.pictures[key] = _tensors(path)
-            if path := files.get("matrix.safetensors"):
+            if path := files.get(names.MATRIX):
                 self.operators[key] = _tensors(path)["P"]
-            if path := files.get("linearisation.safetensors"):
+            if path := files.get(names.LINEARISATION):
                 self.linearisations[key] = _linearised(path)
 
     def results(self, task: str) -> TaskResults:

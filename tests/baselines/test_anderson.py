@@ -54,7 +54,7 @@ def test_keeps_the_fixed_point(kind, smoother):
     a = matrix(task.student, task.shape, torch.zeros(1).double()).numpy()
     measured = task.measure(task.images.validation)
     back = measured.flatten(1).numpy() @ a
-    w, largest = smoother(12, 16, STRENGTH), task.largest()
+    w, largest = smoother(12, 16, STRENGTH), task.norm_squared()
     expected = torch.from_numpy(fixed_point(kind, a.T @ a, back, w, largest))
     expected = expected.view(-1, *task.shape)
     there = solver_of(kind, largest, 10, start=lambda y: expected)
@@ -85,7 +85,7 @@ def test_one_point_is_the_plain_algorithm(kind):
     """Curves and counts included."""
     task = small_task(dtype=torch.float64)
     measured, pixels = task.measure(task.images.validation), task.pixels(task.images.validation)
-    solver = solver_of(kind, task.largest(), 5)
+    solver = solver_of(kind, task.norm_squared(), 5)
     expected = solver.run(measured, task.student, Identity(), record=True, reference=pixels)
     found = Anderson(solver, 1, 1e-4).run(measured, task.student, record=True, reference=pixels)
     torch.testing.assert_close(found.estimate, expected.estimate)

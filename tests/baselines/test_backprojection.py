@@ -44,7 +44,7 @@ def test_application(iteration, factor):
     task = small_task(dtype=torch.float64, options={"factor": factor}, iterations=4)
     operator = backprojection.build(task, BackProjectionParameters(mu=0.02, gamma=0.5))
     state = replace(linearised(task), iteration=iteration)
-    weight, largest = schedule(4, 0.5)[min(iteration, 3)].item(), task.largest()
+    weight, largest = schedule(4, 0.5)[min(iteration, 3)].item(), task.norm_squared()
     inverse = np.linalg.inv(normal_matrix(task) + 0.02 * largest * np.eye(256))
     p = (1 - weight) * inverse + weight / largest * np.eye(256)
     expected = state.gradient.flatten(1).numpy() @ p
@@ -60,7 +60,7 @@ def test_ends():
     first, last = (replace(state, iteration=k) for k in (0, 3))
     other = InverseHessian(operator.inverse.mu)
     torch.testing.assert_close(operator(state.gradient, first), other(state.gradient, state))
-    torch.testing.assert_close(operator(state.gradient, last), state.gradient / task.largest())
+    torch.testing.assert_close(operator(state.gradient, last), state.gradient / task.norm_squared())
 
 
 @pytest.mark.parametrize("mu", [1e-3, 1.0])
@@ -68,7 +68,7 @@ def test_bound_holds_in_every_iteration(mu):
     """lambda_max of the dense P_k A^T A never exceeds it, and reaches it in the last."""
     task = small_task(dtype=torch.float64)
     operator = backprojection.build(task, BackProjectionParameters(mu=mu, gamma=1.0))
-    bound, normal = operator.spectral_bound(task.largest()), normal_matrix(task)
+    bound, normal = operator.spectral_bound(task.norm_squared()), normal_matrix(task)
     for k in range(4):
         state = replace(linearised(task), iteration=k)
         product = operator.dense(task.shape, state).numpy() @ normal

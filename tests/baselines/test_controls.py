@@ -8,7 +8,7 @@ import torch
 
 from baselines.controls import ADJOINT, BICUBIC, back_project, bicubic
 from dipa_bench.data.load import load
-from dipa_bench.evaluation.metrics import psnr
+from dipa_bench.metrics import psnr
 from dipa_bench.parameters import build
 from dipa_bench.testing.problems import small_task
 

@@ -48,7 +48,7 @@ def lesson_of(task, count=None, seed=0):
     size = energy([physics.A_adjoint(y)])
 
     def criterion(objective):
-        largest = task.largest()
+        largest = task.norm_squared()
         return Criterion(physics, largest, objective, size, largest)
 
     return lesson, criterion
@@ -70,11 +70,11 @@ def system(task, lesson, criterion, images):
     """
     flat = images.flatten(2)
     if criterion.objective == "distance":
-        aim = task.largest() * (lesson.point - lesson.truth) - lesson.gradient
+        aim = task.norm_squared() * (lesson.point - lesson.truth) - lesson.gradient
         return flat.flatten(1).T.numpy(), aim.flatten().numpy()
     a = matrix(task.student, task.shape, images).double()
-    rows = (flat @ a.T / task.largest()).flatten(1)
-    aim = lesson.residual.flatten(1) - lesson.gradient.flatten(1) @ a.T / task.largest()
+    rows = (flat @ a.T / task.norm_squared()).flatten(1)
+    aim = lesson.residual.flatten(1) - lesson.gradient.flatten(1) @ a.T / task.norm_squared()
     return rows.T.numpy(), aim.flatten().numpy()
 
 
@@ -94,7 +94,7 @@ def test_pointwise_is_the_least_squares_minimiser(objective, name):
     pixels = torch.eye(144, dtype=torch.float64).view(144, 1, 1, 12, 12)
     m, b = system(task, lesson, criterion, pixels * lesson.gradient)
     rho = ridge * lesson.gradient.square().sum(0).mean().item()
-    rho /= task.largest() if objective == "value" else 1
+    rho /= task.norm_squared() if objective == "value" else 1
     m = np.concatenate([m, rho**0.5 * np.eye(144)])
     expected = 1 + np.linalg.lstsq(m, np.concatenate([b, np.zeros(144)]), rcond=None)[0]
     np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-6, atol=1e-6)
@@ -127,7 +127,7 @@ def test_distance_by_autograd(task):
     ]:
         values = best([lesson], criterion).requires_grad_()
         ahead = operator.act(lesson.gradient, values)
-        value = (task.largest() * (lesson.point - lesson.truth) - ahead).square().sum()
+        value = (task.norm_squared() * (lesson.point - lesson.truth) - ahead).square().sum()
         (slope,) = torch.autograd.grad(value, values)
         assert slope.abs().max() < 1e-6 * scale, type(operator)
 
@@ -152,13 +152,13 @@ def test_full_linear_solves_its_normal_equations(name, shape):
     )
     lesson, criterion = lesson_of(task)
     criterion, ridge = criterion("value"), 1e-3
-    found = Best(ridge, spectrum(task.student, task.largest(), lesson.gradient))(
+    found = Best(ridge, spectrum(task.student, task.norm_squared(), lesson.gradient))(
         [lesson], criterion
     )
     pixels = shape[1] * shape[2]
     deviation = (found - torch.eye(pixels)).numpy()
     a = matrix(task.student, task.shape, lesson.gradient).numpy()
-    n = (a.T @ a / task.largest())[:pixels, :pixels]
+    n = (a.T @ a / task.norm_squared())[:pixels, :pixels]
     g = lesson.gradient.flatten(2).flatten(0, 1).numpy().T
     t = criterion.target(lesson).flatten(2).flatten(0, 1).numpy().T
     s = g @ g.T
@@ -169,7 +169,7 @@ def test_full_linear_solves_its_normal_equations(name, shape):
 def test_full_linear_by_conjugate_gradients_is_the_closed_form(task):
     """The path for operators that mix channels gives what the eigenbases give."""
     lesson, criterion = lesson_of(task)
-    found = spectrum(task.student, task.largest(), lesson.gradient)
+    found = spectrum(task.student, task.norm_squared(), lesson.gradient)
     closed = Best(1e-3, found)([lesson], criterion("value"))
     iterative = Best(1e-3, None)([lesson], criterion("value"))
     torch.testing.assert_close(closed, iterative, rtol=1e-6, atol=1e-7)
@@ -180,14 +180,14 @@ def test_the_spectrum_is_seen_only_where_channels_are_alike():
     for name, shape, alike in [("mri", (1, 12, 12), False), ("deblur", (3, 12, 12), True)]:
         task = small_task(name, shape, dtype=torch.float64)
         like = task.pixels(task.images.train)
-        assert (spectrum(task.student, task.largest(), like) is not None) == alike
+        assert (spectrum(task.student, task.norm_squared(), like) is not None) == alike
 
 
 def test_full_linear_finds_the_minimiser_where_channels_mix(mixing):
     """Complex images under a random complex operator: never above LBFGS's minimum."""
     task, lesson, criterion = mixing
     ridge = 1e-2
-    found = Best(ridge, spectrum(task.student, task.largest(), lesson.gradient))(
+    found = Best(ridge, spectrum(task.student, task.norm_squared(), lesson.gradient))(
         [lesson], criterion
     )
     rho = ridge * lesson.gradient.square().sum()
@@ -269,7 +269,7 @@ def test_no_step_raises_its_objective(module, name, dtype, context):
         for _ in range(K):
             state = solver.linearise(state)
             lesson = Lesson(state.point, state.gradient, state.residual, truth)
-            criterion = Criterion(physics, task.largest(), objective, 0.0, task.largest())
+            criterion = Criterion(physics, task.norm_squared(), objective, 0.0, task.norm_squared())
             reached = objective_of(lesson, criterion, operator(state.gradient, state))
             slack = 1 + 1e-5
             assert reached <= slack * objective_of(lesson, criterion, state.gradient)
@@ -311,7 +311,9 @@ def test_black_images_give_the_plain_step(module, objective, units, context):
     task = small_task(noise=0.0, iterations=2, dtype=torch.float64)
     task.images.train.pixels.zero_()
     made = fitted(module, task, context, objective=objective, **{"solve.units": units})
-    unit = made.solver.step_size * task.largest() if units == "relative" else task.largest()
+    unit = (
+        made.solver.step_size * task.norm_squared() if units == "relative" else task.norm_squared()
+    )
     g = torch.rand(2, *task.shape, dtype=torch.float64)
     found = unit * made.preconditioner(g, State(0, g, g, g, None))
     torch.testing.assert_close(found, g, rtol=1e-6, atol=0)
@@ -325,7 +327,7 @@ def test_unspanned_directions_get_the_plain_step(task, objective):
     dark[..., :3] = 0
     found = best_factors([replace(lesson, gradient=dark)], criterion(objective), TINY)
     assert (found[..., :3] == 1).all() and (found[..., 3:] != 1).all()
-    seen = spectrum(task.student, task.largest(), lesson.gradient)
+    seen = spectrum(task.student, task.norm_squared(), lesson.gradient)
     dense = Best(1e-3, seen)([lesson], criterion(objective))
     across = torch.linalg.svd(lesson.gradient.flatten(1))[2][2:]
     torch.testing.assert_close(across @ dense.T, across, rtol=0, atol=1e-9)
@@ -377,7 +379,7 @@ def test_scalar_distance_is_the_closed_form(task):
     lesson, criterion = lesson_of(task)
     found = best_step([lesson], criterion("distance"))
     g, error = lesson.gradient, lesson.point - lesson.truth
-    assert found == pytest.approx((task.largest() * (g * error).sum() / (g * g).sum()).item())
+    assert found == pytest.approx((task.norm_squared() * (g * error).sum() / (g * g).sum()).item())
 
 
 def test_batches_add_up(task):
@@ -388,7 +390,7 @@ def test_batches_add_up(task):
         for i in (0, 2, 4)
     ]
     criterion = criterion("value")
-    seen = spectrum(task.student, task.largest(), lesson.gradient)
+    seen = spectrum(task.student, task.norm_squared(), lesson.gradient)
     for best in (
         lambda *a: best_factors(*a, 1e-3),
         lambda *a: best_kernel(*a, 5, 1e-3),

@@ -18,7 +18,7 @@ from dipa_bench.testing.contracts import linearised
 def test_the_absolute_step_survives(name, absolute, context):
     """alpha is 0.4 in absolute units, whatever unit the method searches its step in."""
     task, method = small_task(dtype=torch.float64), registry.get("methods", name)
-    known = relative(method.published(task), task.largest())
+    known = relative(method.published(task), task.norm_squared())
     values = defaults(method.parameters, task.solver, task) | known
     assert values["solve.units"] == "relative"
     made = method.fit(task, build(method.parameters, values), context())

@@ -191,7 +191,7 @@ def test_fit_has_the_units_it_says(context):
     made = METHOD.fit(task, build(METHOD.parameters, values), context())
     measured = task.measure(task.images.validation)
     a = matrix(task.student, task.shape, torch.zeros(1).double()).numpy()
-    weight = 0.2 * task.largest()
+    weight = 0.2 * task.norm_squared()
     z = torch.from_numpy(measured.flatten(1).numpy() @ a).view(-1, *task.shape)
     pull = weight * (z - task.prior(z, STRENGTH)).flatten(1).numpy()
     x = z.flatten(1).numpy()

@@ -40,10 +40,10 @@ def measure(strategy: str, iterations: int) -> Cost:
     """Times one strategy; meant for a fresh process."""
     import torch
 
+    from dipa_bench.config.problem import build_task
+    from dipa_bench.config.study_file import Problem
     from dipa_bench.learning.strategies import GradientParameters, describe, unroll
     from dipa_bench.preconditioners import Dense
-    from dipa_bench.search.problem import build_task
-    from dipa_bench.search.study_file import Problem
     from dipa_bench.solvers import SolveParameters, build_solver
 
     task = build_task("sr", Problem(size=SIDE, prior="dncnn-small", noise=0.01))
@@ -54,7 +54,7 @@ def measure(strategy: str, iterations: int) -> Cost:
 
     def step(count: int, total: int) -> torch.Tensor:
         solver = build_solver(
-            "pnp-fista", task.prior, solve, iterations=total, largest=task.largest()
+            "pnp-fista", task.prior, solve, iterations=total, largest=task.norm_squared()
         )
         made = unroll(solver, operator, measured[:count], task.student, parameters)
         loss = (made.estimate - truth[:count]).square().mean()

@@ -36,22 +36,22 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, create_trial
 
 from dipa_bench import devices, digests, parameters
+from dipa_bench.config import study_file
+from dipa_bench.config.entry import Entry
+from dipa_bench.config.problem import build_task
+from dipa_bench.config.study_file import BudgetSpec, StudyFile
 from dipa_bench.errors import Diverged
 from dipa_bench.evaluation.evaluate import LOWEST, evaluate
+from dipa_bench.execution.attempt import budget_of
+from dipa_bench.execution.pool import Inline
+from dipa_bench.execution.scheduler import Scheduler
+from dipa_bench.execution.study_folder import open_context
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import FitContext
 from dipa_bench.parameters import Search, Value
-from dipa_bench.search import study_file
-from dipa_bench.search.attempt import budget_of
-from dipa_bench.search.conductor import Conductor
-from dipa_bench.search.desk import Desk
-from dipa_bench.search.observer import Observer
-from dipa_bench.search.pool import Inline
-from dipa_bench.search.problem import build_task
-from dipa_bench.search.row import Row
-from dipa_bench.search.study import open_bench
-from dipa_bench.search.study_file import BudgetSpec, StudyFile
+from dipa_bench.search.callbacks import StudyCallback
+from dipa_bench.search.queues import TrialQueues
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking.records import RunRecord
 
@@ -115,17 +115,17 @@ def suggested(trial: optuna.Trial, name: str, search: Search, whole: bool) -> Va
     return trial.suggest_float(name, search.low, search.high, log=search.log)
 
 
-def objective(task: Task, row: Row, budget: BudgetSpec) -> Callable[[optuna.Trial], float]:
+def objective(task: Task, entry: Entry, budget: BudgetSpec) -> Callable[[optuna.Trial], float]:
     """A trial's validation PSNR, everything computed anew; `LOWEST` of one that diverges."""
-    space, whole = row.space(task), parameters.integers(row.method.parameters)
+    space, whole = entry.space(task), parameters.integers(entry.method.parameters)
 
     def run(trial: optuna.Trial) -> float:
         drawn: dict[str, Value] = {}
         for name, search in space.items():
             if search.when is None or search.when.holds(drawn):
                 drawn[name] = suggested(trial, name, search, name in whole)
-        flat = parameters.active(row.method.parameters, row.defaults(task) | drawn)
-        values = parameters.build(row.method.parameters, flat)
+        flat = parameters.active(entry.method.parameters, entry.defaults(task) | drawn)
+        values = parameters.build(entry.method.parameters, flat)
         with tempfile.TemporaryDirectory() as folder:
             teachers = TeacherCache(Path(folder))
             context = FitContext(
@@ -135,7 +135,7 @@ def objective(task: Task, row: Row, budget: BudgetSpec) -> Callable[[optuna.Tria
                 lmmse=lambda of: lmmse.fit(of, budget.train_images),
             )
             try:
-                made = row.method.fit(task, values, context)
+                made = entry.method.fit(task, values, context)
                 found = evaluate(made, task, task.images.validation).check()
             except Diverged:
                 return LOWEST
@@ -145,7 +145,7 @@ def objective(task: Task, row: Row, budget: BudgetSpec) -> Callable[[optuna.Tria
     return run
 
 
-def plain(task: Task, row: Row, budget: BudgetSpec, seed: int, goal: Goal) -> Arrival:
+def plain(task: Task, entry: Entry, budget: BudgetSpec, seed: int, goal: Goal) -> Arrival:
     """The time that a plain Optuna loop takes."""
     clock = Clock()
 
@@ -154,7 +154,7 @@ def plain(task: Task, row: Row, budget: BudgetSpec, seed: int, goal: Goal) -> Ar
             study.stop()
 
     study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed))
-    study.optimize(objective(task, row, budget), n_trials=goal.most, callbacks=[stop])
+    study.optimize(objective(task, entry, budget), n_trials=goal.most, callbacks=[stop])
     return clock.arrival(len(study.trials), study.best_value >= goal.bar)
 
 
@@ -165,7 +165,7 @@ class Reached(Exception):
     """The search is over."""
 
 
-class Watch(Observer):
+class Watch(StudyCallback):
     """Ends a search at its first finished trial that reaches the bar, or where it has no more."""
 
     def __init__(self, goal: Goal) -> None:
@@ -173,7 +173,7 @@ class Watch(Observer):
         self._trials = 0
         self.arrival: Arrival | None = None
 
-    def run(self, kind: str, row: str, number: int) -> None:
+    def run(self, kind: str, entry: str, number: int) -> None:
         if kind == "seed":
             self._stop(reached=False)
 
@@ -190,41 +190,41 @@ class Watch(Observer):
         raise Reached
 
 
-class Blank(Row):
-    """A row of which nothing is known."""
+class Blank(Entry):
+    """An entry of which nothing is known."""
 
     def known(self, task: Task) -> list[dict[str, Value]]:
         return []
 
 
-def ours(task: Task, row: Row, study: StudyFile, seed: int, goal: Goal) -> Arrival:
+def ours(task: Task, entry: Entry, study: StudyFile, seed: int, goal: Goal) -> Arrival:
     """The time that a study's search takes."""
     budget = study.budget.model_copy(update={"trials": goal.most})
     study = study.model_copy(update={"seed": seed, "name": "benchmark", "budget": budget})
     with tempfile.TemporaryDirectory() as folder:
         watch = Watch(goal)
-        bench = open_bench(study, Path(folder), task)
-        conductor = Conductor(bench, watch, Desk())
+        context = open_context(study, Path(folder), task)
+        scheduler = Scheduler(context, watch, TrialQueues())
         try:
-            conductor.run([row], Inline(bench, conductor.listener))
+            scheduler.run([entry], Inline(context, scheduler.job_callback))
         except Reached:
             return watch.arrival
-    raise RuntimeError(f"no trial of {row.name} finished: see the row in a study")
+    raise RuntimeError(f"no trial of {entry.name} finished: see the row in a study")
 
 
 # --------------------------------------------------------------------------------------- the rest
 
 
-def reference(task: Task, row: Row, budget: BudgetSpec, count: int, cache: Path) -> float:
+def reference(task: Task, entry: Entry, budget: BudgetSpec, count: int, cache: Path) -> float:
     """The best validation PSNR of a long search; what was tried before is read from the cache."""
-    distributions = row.distributions(task)
+    distributions = entry.distributions(task)
     ranges = {name: str(found) for name, found in distributions.items()}
     spent = [budget.epochs, budget.train_images, budget.batch_size]
-    key = digests.of(task.digest, [task.solver, task.iterations], row.name, ranges, spent)
-    path = cache / f"reference-{row.name.replace('/', '-')}-{key}.json"
+    key = digests.of(task.digest, [task.solver, task.iterations], entry.name, ranges, spent)
+    path = cache / f"reference-{entry.name.replace('/', '-')}-{key}.json"
     tried = json.loads(path.read_text()) if path.exists() else []
     cache.mkdir(parents=True, exist_ok=True)
-    known, run = row.known(task), objective(task, row, budget)
+    known, run = entry.known(task), objective(task, entry, budget)
     for index in range(len(tried), len(known) + count + count // 4):
         seed = digests.seed("reference", index) % 2**32
         far = index < len(known) + count
@@ -241,7 +241,7 @@ def reference(task: Task, row: Row, budget: BudgetSpec, count: int, cache: Path)
     best, value = max(tried, key=lambda pair: pair[1])
     near = sum(value - NEAR <= other for _, other in tried[len(known) : len(known) + count])
     print(
-        f"{row.name}: best of {len(tried)} points {value:.3f} dB with {best}; "
+        f"{entry.name}: best of {len(tried)} points {value:.3f} dB with {best}; "
         f"{near} of {count} random ones within {NEAR} dB",
         flush=True,
     )
@@ -290,12 +290,12 @@ def main() -> None:
     base = study_file.resolve(raw, **options)
     study = study_file.resolve(raw, **options, sets=given.set)
     task = build_task(base.task, base.problem, seed=base.seed, device=devices.resolve("auto"))
-    row, own = Row.of(base, given.method), Row.of(study, given.method)
+    entry, own = Entry.of(base, given.method), Entry.of(study, given.method)
     empty = Blank(own.name, own.method, own.spec)
-    best = reference(task, row, base.budget, given.reference, given.cache)
+    best = reference(task, entry, base.budget, given.reference, given.cache)
     goal = Goal(best - NEAR, given.most, given.seconds)
     runs: dict[str, Callable[[int], Arrival]] = {
-        "plain": lambda seed: plain(task, row, base.budget, seed, goal),
+        "plain": lambda seed: plain(task, entry, base.budget, seed, goal),
         "tips": lambda seed: ours(task, own, study, seed, goal),
         "blank": lambda seed: ours(task, empty, study, seed, goal),
     }

@@ -1,11 +1,11 @@
-"""What a study's stores take: trials per second, rows and MB, as a row grows.
+"""What a study's stores take: trials per second, entries and MB, as an entry grows.
 
     python tests/benchmarks/storage.py [--trials 100 1000 10000] [--samplers qmc tpe]
     python tests/benchmarks/storage.py --postgresql [--claimers 1 2 4 8]
     python tests/benchmarks/storage.py --mlflow
 
-A tiny study gives one L-DIPA trial with its curves. A row is filled with as many copies, each with
-draws of its own, and then goes on through `Contest`, as a study's parent does it: a claim, five
+A tiny study gives one L-DIPA trial with its curves. An entry is filled with as many copies, each
+with draws of its own, and then goes on through `MethodSearch` as a parent does: a claim, five
 reports, the record before and after, the end; nothing is trained in between. With ``--postgresql``
 the claimers are processes, and what the server alone took is told apart (Linux); it syncs its log
 as usual. Times are of this machine's disk and cores, which all of them share.
@@ -38,18 +38,19 @@ import torch
 from optuna.trial import TrialState, create_trial
 
 from dipa_bench.cli.main import app
+from dipa_bench.config.entry import Entry
+from dipa_bench.config.problem import build_task
+from dipa_bench.config.space import uniform_point
+from dipa_bench.config.study_file import StudyFile
+from dipa_bench.execution.context import StudyContext
+from dipa_bench.execution.study_folder import read_study
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.search import journal, storage
-from dipa_bench.search.bench import Workbench
-from dipa_bench.search.claims import RECORD, Claims, SharedClaims
-from dipa_bench.search.contest import Contest
-from dipa_bench.search.desk import Desk, SharedDesk
-from dipa_bench.search.observer import Observer
-from dipa_bench.search.problem import build_task
-from dipa_bench.search.row import Row
-from dipa_bench.search.sampling import NumberedSampler, uniform_point
-from dipa_bench.search.study import read_study
-from dipa_bench.search.study_file import StudyFile
+from dipa_bench.search.callbacks import StudyCallback
+from dipa_bench.search.method_search import MethodSearch
+from dipa_bench.search.queues import SharedTrialQueues, TrialQueues
+from dipa_bench.search.sampling import NumberedSampler
+from dipa_bench.search.trial_queue import RECORD, SharedTrialQueue, TrialQueue
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.environment import describe
@@ -106,21 +107,21 @@ def template(folder: Path) -> tuple[StudyFile, RunRecord]:
     return read_study(place), records.read(place / ROW / "trial-0000")
 
 
-def opened(study: StudyFile, task: Task, folder: Path, sampler: str) -> Workbench:
-    """A workbench whose row goes on for as long as we like."""
+def opened(study: StudyFile, task: Task, folder: Path, sampler: str) -> StudyContext:
+    """A study context whose entry goes on for as long as we like."""
     budget = study.budget.model_copy(update={"trials": MANY})
     search = study.search.model_copy(update={"sampler": sampler})
     grown = study.model_copy(update={"budget": budget, "search": search, "name": folder.name})
-    return Workbench(grown, task, folder, TeacherCache(folder), describe(task.device))
+    return StudyContext(grown, task, folder, TeacherCache(folder), describe(task.device))
 
 
-def copies(bench: Workbench, model: RunRecord, first: int, end: int) -> Iterator[RunRecord]:
+def copies(context: StudyContext, model: RunRecord, first: int, end: int) -> Iterator[RunRecord]:
     """Trials that ended, each with its own draw and PSNR."""
-    row, task = Row.of(bench.study, ROW), bench.task
-    space = row.distributions(task)
+    entry, task = Entry.of(context.study, ROW), context.task
+    space = entry.distributions(task)
     for index in range(first, end):
         draw = uniform_point(space, index, 0)
-        blank = bench.blank("trial", row, index)
+        blank = context.blank("trial", entry, index)
         yield finished(blank, model, model.params | draw, index)
 
 
@@ -137,27 +138,27 @@ def finished(blank: RunRecord, model: RunRecord, params: dict, index: int) -> Ru
     return blank.model_copy(update=update)
 
 
-def one(contest: Contest, model: RunRecord) -> None:
+def one(method_search: MethodSearch, model: RunRecord) -> None:
     """A trial as its parent and its worker handle it, less the work."""
-    job = contest.job()
+    job = method_search.ask()
     (blank,), (place,) = job.records, job.places
     records.write(place, blank)
     for step in range(1, REPORTS + 1):
-        contest.report(job, step, 20 + random.Random(f"{blank.number} {step}").random())
+        method_search.report(job, step, 20 + random.Random(f"{blank.number} {step}").random())
     ended = finished(blank, model, blank.params, blank.index)
     records.write(place, ended)
-    contest.take(job, (ended,))
+    method_search.tell(job, (ended,))
 
 
 def timers() -> None:
-    counted(SharedClaims, "_fail", "lost")
+    counted(SharedTrialQueue, "_fail", "lost")
     timed(NumberedSampler, "sample_relative", "draw")
     timed(records, "write", "records")
-    timed(Contest, "report", "reports")
-    timed(Claims, "next", "claim")
-    timed(SharedClaims, "next", "claim")
-    timed(Claims, "tell", "end")
-    timed(SharedClaims, "tell", "end")
+    timed(MethodSearch, "report", "reports")
+    timed(TrialQueue, "next", "claim")
+    timed(SharedTrialQueue, "next", "claim")
+    timed(TrialQueue, "tell", "end")
+    timed(SharedTrialQueue, "tell", "end")
 
 
 def shares(count: int) -> str:
@@ -192,11 +193,11 @@ def on_files(study: StudyFile, model: RunRecord, root: Path, chosen: argparse.Na
     task = build_task(study.task, study.problem, seed=study.seed, device=CPU)
     for size in chosen.trials:
         folder = root / f"row-{size}"
-        bench = opened(study, task, folder, "qmc")
+        context = opened(study, task, folder, "qmc")
         place = records.method_folder(folder, ROW)
         started = time.perf_counter()
         with unsynced() if size > 1000 else contextlib.nullcontext():
-            for record in copies(bench, model, 0, size):
+            for record in copies(context, model, 0, size):
                 records.write(journal.trial_folder(place, record.number), record)
         wrote = 1000 * (time.perf_counter() - started) / size
         count, size_mb, blocks = megabytes(place)
@@ -207,18 +208,20 @@ def on_files(study: StudyFile, model: RunRecord, root: Path, chosen: argparse.Na
         )
         with unsynced():
             started = time.perf_counter()
-            Contest(bench, Row.of(bench.study, ROW), Observer(), Desk())
+            MethodSearch(context, Entry.of(context.study, ROW), StudyCallback(), TrialQueues())
             made = time.perf_counter() - started
             print(f"  journal made again from them (unsynced): {made:.1f} s")
         for sampler in chosen.samplers:
-            bench = opened(study, task, folder, sampler)
+            context = opened(study, task, folder, sampler)
             started = time.perf_counter()
-            contest = Contest(bench, Row.of(bench.study, ROW), Observer(), Desk())
+            method_search = MethodSearch(
+                context, Entry.of(context.study, ROW), StudyCallback(), TrialQueues()
+            )
             resumed = time.perf_counter() - started
             spent.clear()
             began, cpu, count = time.perf_counter(), time.process_time(), 0
             while time.perf_counter() - began < chosen.seconds:
-                one(contest, model)
+                one(method_search, model)
                 count += 1
             rate = count / (time.perf_counter() - began)
             cpu = 1000 * (time.process_time() - cpu) / count
@@ -250,15 +253,17 @@ def _claim(
     url: str, study: dict, model: dict, folder: Path, sampler: str, seconds: float, company: int
 ) -> dict[str, float]:
     """One claimer of several that start together: what it did."""
-    bench = opened(StudyFile.model_validate(study), _task, folder, sampler)
-    bench = Workbench(bench.study, _task, folder / str(os.getpid()), bench.teachers, {})
+    context = opened(StudyFile.model_validate(study), _task, folder, sampler)
+    context = StudyContext(context.study, _task, folder / str(os.getpid()), context.teachers, {})
     trial = RunRecord.model_validate(model)
-    desk = SharedDesk(storage.connect(url), folder.name, bench.study.model_dump(mode="json"))
+    queues = SharedTrialQueues(
+        storage.connect(url), folder.name, context.study.model_dump(mode="json")
+    )
     started = time.perf_counter()
     with unsynced():
-        contest = Contest(bench, Row.of(bench.study, ROW), Observer(), desk)
+        method_search = MethodSearch(context, Entry.of(context.study, ROW), StudyCallback(), queues)
     joined = time.perf_counter() - started
-    one(contest, trial)  # reads all the others' trials once more
+    one(method_search, trial)  # reads all the others' trials once more
     with _ready.get_lock():
         _ready.value += 1
     while _ready.value < company:
@@ -266,14 +271,14 @@ def _claim(
     spent.clear()
     began, count, cpu = time.perf_counter(), 0, time.process_time()
     while time.perf_counter() - began < seconds:
-        one(contest, trial)
+        one(method_search, trial)
         count += 1
     wall = time.perf_counter() - began
     cpu = time.process_time() - cpu
     found = {"count": count, "rate": count / wall, "joined": joined, "cpu": cpu, "wall": wall}
     found |= {f"ms {name}": value for name, value in spent.items()}
-    contest.close()
-    desk.close()
+    method_search.close()
+    queues.close()
     return found
 
 
@@ -296,14 +301,18 @@ def server_seconds(port: int) -> float:
     return total / tick
 
 
-def fill(url: str, bench: Workbench, model: RunRecord, size: int, running: int) -> Iterator[None]:
+def fill(
+    url: str, context: StudyContext, model: RunRecord, size: int, running: int
+) -> Iterator[None]:
     """Puts trials that ended into the database; then some that seem to run elsewhere."""
-    desk = SharedDesk(storage.connect(url), bench.study.name, {})
-    row = Row.of(bench.study, ROW)
-    space = row.distributions(bench.task)
-    contest = Contest(bench, row, Observer(), desk)  # makes the study as the first machine does
+    queues = SharedTrialQueues(storage.connect(url), context.study.name, {})
+    entry = Entry.of(context.study, ROW)
+    space = entry.distributions(context.task)
+    method_search = MethodSearch(
+        context, entry, StudyCallback(), queues
+    )  # makes the study as the first machine does
     server = storage.connect(url)
-    study = optuna.load_study(study_name=f"{bench.study.name}/{ROW}", storage=server)
+    study = optuna.load_study(study_name=f"{context.study.name}/{ROW}", storage=server)
 
     def add(record: RunRecord, state: TrialState, value: float | None, more: dict) -> None:
         params = {name: record.params[name] for name in space if name in record.params}
@@ -318,7 +327,7 @@ def fill(url: str, bench: Workbench, model: RunRecord, size: int, running: int) 
             )
         )
 
-    for record in copies(bench, model, 0, size):
+    for record in copies(context, model, 0, size):
         text = json.dumps(record.model_dump(mode="json", exclude={"study_file"}))
         add(record, TrialState.COMPLETE, record.metrics["val/psnr"], {RECORD: text})
     last = study.get_trials(deepcopy=False)[-1]._trial_id
@@ -327,10 +336,10 @@ def fill(url: str, bench: Workbench, model: RunRecord, size: int, running: int) 
     for _ in range(beats):
         server.record_heartbeat(last)
     print(f"  a sign of life: {1000 * (time.perf_counter() - began) / beats:.1f} ms")
-    for record in copies(bench, model, size, size + running):
+    for record in copies(context, model, size, size + running):
         add(record, TrialState.RUNNING, None, {})
-    contest.close()
-    desk.close()
+    method_search.close()
+    queues.close()
 
 
 def on_postgresql(
@@ -379,7 +388,7 @@ def _grow(
     size: int,
     running: int,
 ) -> None:
-    """A row of a size, and what it takes."""
+    """An entry of a size, and what it takes."""
     before = _tables(settings)
     _commits(settings, "off")  # it is only filled
     filling = fill(url, opened(study, task, folder, "qmc"), model, size, running)
@@ -389,8 +398,8 @@ def _grow(
     after = _tables(settings)
     total = sum(after[name][1] - before.get(name, (0, 0))[1] for name in after)
     print(f"\n{size} trials that ended: {total / size / 1e3:.1f} kB each; {running} seem to run")
-    for name, (rows, taken) in sorted(after.items(), key=lambda item: -item[1][1]):
-        fresh, more = rows - before.get(name, (0, 0))[0], taken - before.get(name, (0, 0))[1]
+    for name, (entries, taken) in sorted(after.items(), key=lambda item: -item[1][1]):
+        fresh, more = entries - before.get(name, (0, 0))[0], taken - before.get(name, (0, 0))[1]
         if fresh >= size:
             print(f"  {name}: {fresh / size:.1f} rows, {more / size / 1e3:.2f} kB")
     list(filling)
@@ -403,7 +412,7 @@ def _commits(settings: sqlalchemy.Connection, wait: str) -> None:
 
 
 def _tables(settings: sqlalchemy.Connection) -> dict[str, tuple[int, int]]:
-    """Rows and bytes of every table, indices and long values included."""
+    """Entries and bytes of every table, indices and long values included."""
     names = [
         name
         for (name,) in settings.execute(
@@ -461,11 +470,11 @@ def _send(
     for size in (0, *chosen.trials):
         if size:
             _multiply(uri, size)
-        bench = opened(study, task, folder / f"beside-{size}", "qmc")
-        place = records.method_folder(bench.folder, ROW)
+        context = opened(study, task, folder / f"beside-{size}", "qmc")
+        place = records.method_folder(context.folder, ROW)
         with unsynced():
-            records.write(place, bench.blank("method", Row.of(bench.study, ROW)))
-            for record in copies(bench, model, first, first + chosen.runs):
+            records.write(place, context.blank("method", Entry.of(context.study, ROW)))
+            for record in copies(context, model, first, first + chosen.runs):
                 records.write(journal.trial_folder(place, record.number), record)
         started = time.perf_counter()
         report = store.send_method(place)
@@ -482,7 +491,7 @@ def _send(
     engine = sqlalchemy.create_engine(uri)
     with engine.connect() as line:
         count = line.execute(sqlalchemy.text("SELECT count(*) FROM runs")).scalar()
-        rows = {
+        entries = {
             name: line.execute(sqlalchemy.text(f"SELECT count(*) FROM {name}")).scalar() / count
             for name in TABLES
         }
@@ -492,7 +501,7 @@ def _send(
             size = line.execute(
                 sqlalchemy.text("SELECT pg_database_size(current_database())")
             ).scalar()
-    print(f"  {count} runs: {size / count / 1e3:.1f} kB each; rows a run {rows}", flush=True)
+    print(f"  {count} runs: {size / count / 1e3:.1f} kB each; rows a run {entries}", flush=True)
 
 
 def _multiply(uri: str, size: int) -> None:
@@ -508,7 +517,7 @@ def _multiply(uri: str, size: int) -> None:
         for name in TABLES:
             table = tables.tables[name]
             chosen = sqlalchemy.select(table).where(table.c.run_uuid == identifier)
-            found = [dict(row) for row in line.execute(chosen).mappings()]
+            found = [dict(entry) for entry in line.execute(chosen).mappings()]
             for number in range(count, size):
                 fresh = [one | {"run_uuid": f"{number:032x}"} for one in found]
                 for one in fresh:

@@ -17,12 +17,12 @@ import tomllib
 from pathlib import Path
 
 from dipa_bench import devices, parameters, registry
+from dipa_bench.config import study_file
+from dipa_bench.config.problem import build_task
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import Budget, FitContext
 from dipa_bench.parameters import Value
-from dipa_bench.search import study_file
-from dipa_bench.search.problem import build_task
 from dipa_bench.tasks.base import Task
 
 
@@ -73,11 +73,11 @@ def main() -> None:
     parser.add_argument("--vary", default="train.initial=identity,scaled,mismatch,lmmse,greedy")
     parser.add_argument("--problem", action="append", default=[], help="key=value of the problem")
     parser.add_argument("--set", action="append", default=[], help="key=value of the method")
-    parser.add_argument("--rules", default="tuned", choices=["tuned", "published"])
+    parser.add_argument("--protocol", default="tuned", choices=["tuned", "published"])
     given = parser.parse_args()
     raw = study_file.read(given.task, None)
     sets = [f"problem.{item}" for item in given.problem]
-    study = study_file.resolve(raw, task=given.task, rules=given.rules, sets=sets)
+    study = study_file.resolve(raw, task=given.task, protocol=given.rules, sets=sets)
     task = build_task(study.task, study.problem, seed=study.seed, device=devices.resolve("auto"))
     values = {}
     if given.rules == "published":

@@ -23,7 +23,7 @@ from dipa_bench.data.images import ImageSet, square
 from dipa_bench.data.picture import read_picture
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import records
-from dipa_bench.tracking.wording import experiment_name
+from dipa_bench.tracking.mlflow_format import experiment_name
 
 STUDIES = {
     "one": ("sr", "identity,ldipa,convolution+supervised,lmmse", ("problem.test_noise=0.03",)),

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from dipa_bench.archive import archive
+from dipa_bench.execution.study_folder import claimed
 from dipa_bench.search.journal import trial_records
-from dipa_bench.search.study import claimed
-from dipa_bench.tracking import archive, records
+from dipa_bench.tracking import records
 
 NAME = "one [x](y) <b> é"
 OPTIONS = ("--methods", "identity,ldipa", "--name", NAME)

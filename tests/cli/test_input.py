@@ -17,7 +17,7 @@ def nothing_made(work: Path) -> bool:
     [
         (("--methods", "identty"), "did you mean 'identity'?"),
         (("--preset", "quik"), "did you mean 'quick'?"),
-        (("--rules", "tund"), "did you mean 'tuned'?"),
+        (("--protocol", "tund"), "did you mean 'tuned'?"),
         (("--set", "problem.sise=3"), "did you mean 'size'?"),
         (("--set", "problem.size=3"), "problem.size = 3"),
         (("--set", "problem.size=big"), "problem.size = 'big'"),

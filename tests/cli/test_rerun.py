@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dipa_bench.tracking import records
-from dipa_bench.tracking.wording import experiment_name
+from dipa_bench.tracking.mlflow_format import experiment_name
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from dipa_bench.search.study import claimed
+from dipa_bench.execution.study_folder import claimed
 from dipa_bench.tracking import records
-from dipa_bench.tracking.wording import experiment_name
+from dipa_bench.tracking.mlflow_format import experiment_name
 
 IDENTITY = ("--methods", "identity", "--trials", "2", "--name", "one")
 
@@ -134,7 +134,7 @@ def test_a_stop_that_a_library_trips_over_is_a_stop(
     study, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Optuna's file lock, interrupted half-way, complains of a missing file."""
-    from dipa_bench.search import runs
+    from dipa_bench.execution import trials
 
     def race(*arguments, **options):
         try:
@@ -142,8 +142,8 @@ def test_a_stop_that_a_library_trips_over_is_a_stop(
         finally:
             (work / "gone").unlink()
 
-    monkeypatch.setattr(runs, "race", race)
-    monkeypatch.setattr("dipa_bench.search.attempt.STORAGE", {errno.ENOENT})
+    monkeypatch.setattr(trials, "race", race)
+    monkeypatch.setattr("dipa_bench.execution.attempt.STORAGE", {errno.ENOENT})
     done = study("--methods", "identity", "--trials", "3", "--name", "one")
     assert (done.code, done.err.splitlines()[-1]) == (
         130,
@@ -155,9 +155,9 @@ def test_a_stop_that_a_library_trips_over_is_a_stop(
 def test_a_signal_stops_with_one_line_and_the_same_command_goes_on(
     number: int, study, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dipa_bench.search import runs
+    from dipa_bench.execution import trials
 
-    real, calls = runs.race, []
+    real, calls = trials.race, []
 
     def race(*arguments, **options):
         calls.append(1)
@@ -165,7 +165,7 @@ def test_a_signal_stops_with_one_line_and_the_same_command_goes_on(
             os.kill(os.getpid(), number)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(runs, "race", race)
+    monkeypatch.setattr(trials, "race", race)
     done = study("--methods", "identity", "--trials", "3", "--name", "one")
     assert done.code == 130
     last = done.err.splitlines()[-1]
@@ -180,12 +180,12 @@ def test_a_signal_stops_with_one_line_and_the_same_command_goes_on(
 
 
 def test_ctrl_c_before_a_study_begins(call, work: Path, small, monkeypatch) -> None:
-    from dipa_bench.search import bench
+    from dipa_bench.execution import context
 
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "build_task", stopped)
+    monkeypatch.setattr(context, "build_task", stopped)
     done = call("study", *small)
     assert (done.code, done.err) == (130, "stopped\n")
 

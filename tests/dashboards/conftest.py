@@ -85,7 +85,7 @@ def build(
                     "operator": "dense" if learned else name,
                     "rule": "distilled" if learned else "analytic",
                     "learned": learned,
-                    "rules": "tuned",
+                    "protocol": "tuned",
                     "preset": "quick",
                     "state": "finished",
                     "reason": None,

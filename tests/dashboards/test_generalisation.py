@@ -12,7 +12,7 @@ import pytest
 from dashboards.generalisation import psnr_by_setting
 from dashboards.page import write_dashboard
 from dashboards.palette import looks
-from dipa_bench.evaluation.generalisation import by_study
+from dipa_bench.reports.generalisation import by_study
 from dipa_bench.tracking.results import TaskResults
 
 SETTINGS = {"matched": 0.0, "noise <b>0.1</b>": -2.0, "factor 2": 1.0}

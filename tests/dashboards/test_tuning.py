@@ -14,7 +14,7 @@ import pytest
 from dashboards.page import write_dashboard
 from dashboards.palette import looks
 from dashboards.tuning import best_against_budget, steps
-from dipa_bench.evaluation.tuning import UNITS, curves
+from dipa_bench.reports.tuning import UNITS, curves
 from dipa_bench.tracking.results import TaskResults
 
 TITLE = "Best trial against budget spent"

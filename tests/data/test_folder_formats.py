@@ -83,12 +83,12 @@ def test_complex_magnitudes_stay_in_range():
     over = np.abs(plain) > 1.001
     assert over.any()
     pixels = square_complex(picture, 36)
-    together = pixels[0] + 1j * pixels[1]
+    batched = pixels[0] + 1j * pixels[1]
     assert pixels.dtype == np.float32
-    assert np.abs(together).max() <= 1 + 1e-6
-    np.testing.assert_allclose(together[over], (plain / np.abs(plain))[over], atol=1e-5)
+    assert np.abs(batched).max() <= 1 + 1e-6
+    np.testing.assert_allclose(batched[over], (plain / np.abs(plain))[over], atol=1e-5)
     inside = np.abs(plain) < 0.999
-    np.testing.assert_allclose(together[inside], plain[inside], atol=1e-5)
+    np.testing.assert_allclose(batched[inside], plain[inside], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from dipa_bench.testing.problems import small_task
 
 
 def iterative(task, iterations=4):
-    solver = PnPFISTA(task.prior, step=1 / task.largest(), strength=0.05, iterations=iterations)
+    solver = PnPFISTA(
+        task.prior, step=1 / task.norm_squared(), strength=0.05, iterations=iterations
+    )
     return Iterative(solver, Identity())
 
 

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from baselines.hessian import InverseHessian
+from dipa_bench import names
 from dipa_bench.errors import UserError
 from dipa_bench.evaluation import jacobian
 from dipa_bench.evaluation.evaluate import evaluate
+from dipa_bench.execution import artifacts
 from dipa_bench.methods import Iterative
 from dipa_bench.preconditioners import Dense, Identity, Preconditioner, Scalar, networks
-from dipa_bench.search import kept
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tasks.spectrum import matrix
 from dipa_bench.testing import small_task
@@ -97,7 +98,7 @@ def run_of(task, operator):
         task.prior,
         SolveParameters(step=0.5, strength=0.02),
         iterations=task.iterations,
-        largest=task.largest(),
+        largest=task.norm_squared(),
     )
     return Iterative(solver, operator.to(task.dtype))
 
@@ -289,7 +290,9 @@ def test_a_positive_definite_operator_has_real_positive_products():
     eigenvalues = np.linalg.eigvalsh(normal)[::-1]
     np.testing.assert_allclose(product.real, eigenvalues / (eigenvalues + 0.05), atol=1e-8)
     assert product.real.min() > 0
-    assert product.real.max() == pytest.approx(operator.spectral_bound(task.largest()), rel=1e-6)
+    assert product.real.max() == pytest.approx(
+        operator.spectral_bound(task.norm_squared()), rel=1e-6
+    )
     assert (found.symmetric > 0).all()
 
 
@@ -298,7 +301,7 @@ def test_the_identity_has_the_operators_own_spectrum():
     task = task_of("cs", (1, 16, 16))
     found = jacobian.linearise(Identity(), state_of(task, Identity()))
     np.testing.assert_allclose(found.singular, 1)
-    assert found.product.real.max().item() == pytest.approx(task.largest(), rel=1e-6)
+    assert found.product.real.max().item() == pytest.approx(task.norm_squared(), rel=1e-6)
     assert found.product.real[0] >= found.product.real[-1]
 
 
@@ -329,7 +332,7 @@ def keep(folder, operator, number=0, task=None):
     run = run_of(task, operator)
     images = task.images.test("the tests of what is kept")
     found = evaluate(run, task, images, record=True, with_ssim=False)
-    notes = kept.keep_run(folder, number, Named(), run, found, task)
+    notes = artifacts.keep_run(folder, number, Named(), run, found, task)
     return notes, {path.name for path in folder.iterdir()}
 
 
@@ -338,7 +341,7 @@ def test_a_networks_jacobian_is_kept(tmp_path):
     task, operator = task_of(), Squared()
     notes, files = keep(tmp_path, operator, task=task)
     assert notes == {} and "matrix.safetensors" not in files
-    assert "linearisation.safetensors" in kept.SHOWN
+    assert "linearisation.safetensors" in names.SHOWN
     path = tmp_path / "linearisation.safetensors"
     stored = load_file(path)
     with safe_open(path, "np") as file:

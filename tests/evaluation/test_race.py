@@ -25,7 +25,7 @@ def task():
 def setting(task, step=1.0, strength=0.05, momentum="textbook", operator=None):
     solver = PnPFISTA(
         task.prior,
-        step=step / task.largest(),
+        step=step / task.norm_squared(),
         strength=strength,
         iterations=4,
         momentum=momentum,

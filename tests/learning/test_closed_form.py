@@ -57,7 +57,7 @@ def test_dense_to_the_truth_is_the_second_moments_map(task, context):
     """P A^T y = C_xu C_uu^+ u: uncentred, with the noise as drawn; on any measurement."""
     given = lesson(task, "truth", 2.0, "relative", context())
     operator = Dense(task.shape).double()
-    numbers = best_numbers(operator, given, TINY, task).numpy() / task.largest()
+    numbers = best_numbers(operator, given, TINY, task).numpy() / task.norm_squared()
     x = task.images.train.pixels.double().flatten(1).numpy()
     a = matrix_of(task.student, task.shape)
     u = task.measure(task.images.train).flatten(1).numpy() @ a
@@ -78,7 +78,7 @@ def test_the_ridge_pulls_to_the_plain_step(task, context):
     """(I + D) with D S + ridge trace(S) D = T in numpy; a huge one leaves I."""
     given = lesson(task, "truth", 2.0, "relative", context())
     x, u = (part.flatten(1).numpy() for part in (given.point, given.gradient))
-    target = task.largest() * x - u
+    target = task.norm_squared() * x - u
     s = u.T @ u
     for ridge in (1e-3, 1.0):
         found = best_numbers(Dense(task.shape).double(), given, ridge, task).numpy()
@@ -142,7 +142,7 @@ def test_the_mismatch_is_least(task, name, context):
         direction = operator.act(given.gradient, values)
         return losses.operator_mismatch(direction, given.point / 1.9, student_step, 1.9)
 
-    reached = mismatch(numbers.view_as(operator.numbers[0]) / task.largest() / student_step)
+    reached = mismatch(numbers.view_as(operator.numbers[0]) / task.norm_squared() / student_step)
     leaf = operator.numbers.detach()[0].clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [leaf],
@@ -179,7 +179,7 @@ def test_the_spectral_radius_is_that_of_the_identity(
     values = {} if name == "scalar" else {"ridge": ridge}
     made = fitted(name, task, context(), target=target, **values)
     p = dense_of(made.preconditioner, task)
-    assert radius(task, p) == pytest.approx(task.largest(), rel=0.02)
+    assert radius(task, p) == pytest.approx(task.norm_squared(), rel=0.02)
     assert not any(part.requires_grad for part in made.preconditioner.parameters())
     assert made.preconditioner.copies == 1
 
@@ -213,7 +213,7 @@ def test_normalising_a_rotation(from_matrix):
     operator.matrix.data.copy_(torch.from_numpy(3.0 * rotation))
     normalise(operator, task)
     values = np.abs(np.linalg.eigvals(dense_of(operator, task) @ a.T @ a)).max()
-    assert values == pytest.approx(task.largest(), rel=0.02)
+    assert values == pytest.approx(task.norm_squared(), rel=0.02)
 
 
 @pytest.mark.parametrize("target", ["truth", "mismatch"])
@@ -240,7 +240,7 @@ def test_hadamard_and_dense_agree_for_single_pixels(context):
     basis = operator.down.double() @ given.gradient @ operator.across.double()
     wanted = operator.down.double() @ given.point @ operator.across.double()
     energy = basis.square().sum((0, 1))
-    expected = task.largest() * (basis * wanted).sum((0, 1)) / energy
+    expected = task.norm_squared() * (basis * wanted).sum((0, 1)) / energy
     seen = energy > 1e-6 * energy.max()
     assert 4 < seen.sum() < 64
     torch.testing.assert_close(numbers[seen], expected[seen], rtol=1e-3, atol=1e-3)

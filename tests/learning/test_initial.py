@@ -8,11 +8,11 @@ import torch
 
 from dipa_bench import registry
 from dipa_bench.errors import UserError
-from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning import initial as module
 from dipa_bench.learning import losses
 from dipa_bench.learning.closed_form import RIDGES, best_numbers, lesson, normalise
 from dipa_bench.learning.initial import FREE, initialise
+from dipa_bench.metrics import psnr
 from dipa_bench.parameters import build, defaults, space
 from dipa_bench.preconditioners import (
     Dense,
@@ -65,7 +65,7 @@ def mismatch_of(operator, task, context, step):
     student, teacher = (
         physics.A_adjoint(physics.A(x)) for physics in (task.student, task.teacher(2.0))
     )
-    theirs = context.teachers.tuned(task, 2.0).step / task.largest(2.0)
+    theirs = context.teachers.tuned(task, 2.0).step / task.norm_squared(2.0)
     state = State(0, x, x, x, task.student)
     return losses.operator_mismatch(operator(student, state), teacher, step, theirs).item()
 
@@ -145,7 +145,7 @@ def test_others_are_near_the_dense_solution(task, name, context):
 @pytest.mark.parametrize("units", ["relative", "absolute"])
 def test_greedy_is_what_the_greedy_rule_fits(task, name, units, context):
     """Its first operator for one P, all of them for one in each iteration."""
-    step = 0.8 if units == "relative" else 0.8 / task.largest()
+    step = 0.8 if units == "relative" else 0.8 / task.norm_squared()
     solve = SOLVE.model_copy(update={"units": units, "step": step})
     cell = registry.get("methods", f"{name}+greedy")
     flat = {f"solve.{key}": value for key, value in solve.model_dump().items()}

@@ -54,7 +54,7 @@ def lesson_of(task, seed=0):
 
 def criterion_of(task, objective, lesson, unit=None):
     size = energy([lesson.gradient])
-    largest = task.largest()
+    largest = task.norm_squared()
     return Criterion(task.student, largest, objective, size, unit or largest)
 
 
@@ -198,7 +198,7 @@ def test_the_hadamard_gains_are_least_squares_in_numpy(objective, patient):
     found = best_numbers([lesson], criterion, operator, 1.0).flatten().numpy()
     w = np.kron(linalg.hadamard(16), linalg.hadamard(16)) / 16
     shown = lesson.gradient.flatten(1).numpy() @ w
-    largest = task.largest()
+    largest = task.norm_squared()
     rho = rho_of(operator, lesson, 1.0)
     if objective == "distance":
         m = np.concatenate([np.diag(row) for row in shown])
@@ -298,7 +298,7 @@ def test_nothing_to_learn_gives_the_plain_step(name, unit):
     criterion = criterion_of(task, "value", lesson, unit)
     operator = OPERATORS[name](task.shape).double()
     plain = criterion.plain * operator.numbers.detach()[0]
-    assert criterion.plain == pytest.approx(1 / task.largest() if unit else 1)
+    assert criterion.plain == pytest.approx(1 / task.norm_squared() if unit else 1)
     empty = Lesson(lesson.point, zero, 0 * lesson.residual, lesson.truth)
     assert torch.equal(best_numbers([empty], criterion, operator, 0.1), plain)
     damped = best_numbers([lesson], criterion, operator, 1e9)
@@ -335,7 +335,7 @@ def test_each_operator_has_its_algorithm():
     criterion = criterion_of(task, "distance", lesson)
     operator = Rows(task.shape).double()
     found = minimiser(operator, 1e-12, "distance", task)([lesson], criterion)
-    g, aim = lesson.gradient, task.largest() * (lesson.point - lesson.truth)
+    g, aim = lesson.gradient, task.norm_squared() * (lesson.point - lesson.truth)
     expected = (g * aim).sum((0, 1, 3)) / g.square().sum((0, 1, 3))
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-6, atol=1e-6)
     for joint in (False, True):

@@ -8,8 +8,8 @@ import torch
 
 from dipa_bench.data.images import ImageSet, Splits
 from dipa_bench.errors import UserError
-from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning import lmmse
+from dipa_bench.metrics import psnr
 from dipa_bench.testing.problems import small_task
 
 SHAPE = (1, 12, 12)

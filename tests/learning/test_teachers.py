@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning import teachers
 from dipa_bench.learning.teachers import TeacherCache
+from dipa_bench.metrics import psnr
 from dipa_bench.preconditioners import Identity
 from dipa_bench.priors.base import SIGMA, Prior
 from dipa_bench.solvers import REDFISTA, PnPFISTA, SolveParameters
@@ -50,7 +50,7 @@ def test_targets_are_a_run_of_the_teacher(cache, solver, label):
     task = small_task(iterations=3, dtype=torch.float64, solver=solver)
     images, physics = task.images.train, task.teacher(label)
     found = cache.targets(task, label, images, SETTINGS)
-    largest = task.largest(label)
+    largest = task.norm_squared(label)
     kind, extra = (REDFISTA, {"weight": 1.0 * largest}) if solver == "red-fista" else (PnPFISTA, {})
     own = kind(task.prior, step=0.9 / largest, strength=0.08, iterations=3, **extra)
     y = task.measure(images, label)
@@ -148,7 +148,7 @@ def test_tuned_settings_are_the_best_of_the_grid(cache, solver):
     task = small_task(iterations=3, count=10, noise=0.05, solver=solver)
     found = cache.tuned(task, 3.0)
     images = task.images.train.first(8)
-    y, truth, largest = task.measure(images, 3.0), images.pixels, task.largest(3.0)
+    y, truth, largest = task.measure(images, 3.0), images.pixels, task.norm_squared(3.0)
     scores = {}
     for step in (0.1, 0.3, 0.6, 1.0, 1.25):
         for power in range(6):
@@ -238,7 +238,7 @@ def test_the_path_is_the_gradients_along_the_run(cache, solver, momentum):
     images, physics = task.images.train, task.teacher(2.0)
     found = cache.targets(task, 2.0, images, settings, path=True)
     assert found.path.shape == (6, 4, 1, 16, 16)
-    largest = task.largest(2.0)
+    largest = task.norm_squared(2.0)
     kind, extra = (REDFISTA, {"weight": 1.0 * largest}) if solver == "red-fista" else (PnPFISTA, {})
     own = kind(
         task.prior,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dipa_bench.errors import Diverged, Pruned
-from dipa_bench.evaluation.metrics import psnr
 from dipa_bench.learning.unrolling import TrainParameters, train, validate
+from dipa_bench.metrics import psnr
 from dipa_bench.preconditioners import Dense
 from dipa_bench.solvers import SolveParameters
 from dipa_bench.testing.problems import small_task

@@ -54,8 +54,8 @@ def test_each_part_sees_its_own_images():
     state = linearised(task, batch=6)
     parts = [
         dense(task.shape, 0).double(),
-        BarzilaiBorwein("bb1", 10.0, task.largest()),
-        BarzilaiBorwein("bb2", 2.0, task.largest()),
+        BarzilaiBorwein("bb1", 10.0, task.norm_squared()),
+        BarzilaiBorwein("bb2", 2.0, task.norm_squared()),
     ]
     found = Grouped(parts)(state.gradient, state)
     for index, part in enumerate(parts):

@@ -8,7 +8,7 @@ import torch
 
 from dipa_bench.data.load import load
 from dipa_bench.errors import UserError
-from dipa_bench.evaluation.metrics import psnr
+from dipa_bench.metrics import psnr
 from dipa_bench.priors import downloads, published
 
 

@@ -12,9 +12,9 @@ import optuna
 import pytest
 
 from dipa_bench.errors import UserError
+from dipa_bench.execution.study_folder import study_folder
 from dipa_bench.search import journal
 from dipa_bench.search.sampling import NumberedSampler
-from dipa_bench.search.study import study_folder
 from dipa_bench.tracking import records
 
 
@@ -150,27 +150,29 @@ def test_a_damaged_record_is_one_line(place: str, tmp_path: Path, lab: SimpleNam
 
 def test_a_damaged_study_file_is_one_line(tmp_path: Path, lab: SimpleNamespace) -> None:
     study = lab.resolved(["identity"], trials=1)
-    lab.bench(study, tmp_path)
+    lab.context(study, tmp_path)
     (study_folder(tmp_path, "small") / "study.json").write_text('{"task": ')
     with pytest.raises(UserError, match=r"damaged study file .*study\.json"):
-        lab.bench(study, tmp_path)
+        lab.context(study, tmp_path)
 
 
 def test_ranges_that_changed_are_told(tmp_path: Path) -> None:
     from optuna.distributions import FloatDistribution
 
     narrow, wide = ({"x": FloatDistribution(0.0, high)} for high in (1.0, 2.0))
-    study = journal.open_study(tmp_path / "row", narrow, NumberedSampler(narrow, 1), journal.Aims())
+    study = journal.open_study(
+        tmp_path / "row", narrow, NumberedSampler(narrow, 1), journal.Objectives()
+    )
     study.tell(study.ask(narrow), 1.0)
     with pytest.raises(UserError, match="searched x in"):
-        journal.open_study(tmp_path / "row", wide, NumberedSampler(wide, 1), journal.Aims())
+        journal.open_study(tmp_path / "row", wide, NumberedSampler(wide, 1), journal.Objectives())
 
 
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
         ({"seed": 1}, "seed = 0, not 1"),
-        ({"rules": "published"}, "problem.iterations = 10, not 20"),
+        ({"protocol": "published"}, "problem.iterations = 10, not 20"),
         ({"sets": ["problem.iterations=7"]}, "problem.iterations = 10, not 7"),
         ({"sets": ["budget.epochs=7"]}, "budget.epochs = 1, not 7"),
         ({"sets": ["solve.step=0.5"]}, "methods.identity.set.solve.step = None, not 0.5"),
@@ -179,30 +181,30 @@ def test_ranges_that_changed_are_told(tmp_path: Path) -> None:
 def test_a_name_stands_for_one_study(
     settings: dict, key: str, tmp_path: Path, lab: SimpleNamespace
 ) -> None:
-    lab.bench(lab.resolved(["identity"]), tmp_path)
+    lab.context(lab.resolved(["identity"]), tmp_path)
     with pytest.raises(UserError) as caught:
-        lab.bench(lab.resolved(["identity"], **settings), tmp_path)
+        lab.context(lab.resolved(["identity"], **settings), tmp_path)
     assert key in str(caught.value)
     assert "give another --name" in str(caught.value)
 
 
 def test_rows_trials_and_seeds_may_be_added(tmp_path: Path, lab: SimpleNamespace) -> None:
-    lab.bench(lab.resolved({"identity": {"set": {"solve.step": 0.5}}}), tmp_path)
-    lab.bench(lab.resolved(["hessian"], trials=9, budget={"seeds": 5}), tmp_path)
+    lab.context(lab.resolved({"identity": {"set": {"solve.step": 0.5}}}), tmp_path)
+    lab.context(lab.resolved(["hessian"], trials=9, budget={"seeds": 5}), tmp_path)
     kept = json.loads((study_folder(tmp_path, "small") / "study.json").read_text())
     assert set(kept["methods"]) == {"identity", "hessian"}
     with pytest.raises(UserError, match=r"set\.solve\.step = 0\.5, not None"):
-        lab.bench(lab.resolved(["identity", "hessian"]), tmp_path)
+        lab.context(lab.resolved(["identity", "hessian"]), tmp_path)
 
 
 def test_a_study_is_not_continued_with_other_images(tmp_path: Path, lab: SimpleNamespace) -> None:
     study = lab.resolved(["identity"])
-    lab.bench(study, tmp_path)
-    lab.bench(study, tmp_path)
+    lab.context(study, tmp_path)
+    lab.context(study, tmp_path)
     path = study_folder(tmp_path, study.name) / "task.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"images": "0123"}))
     with pytest.raises(UserError, match="begun with other images"):
-        lab.bench(study, tmp_path)
+        lab.context(study, tmp_path)
 
 
 def test_a_trial_that_was_entered_but_never_begun_does_not_hold_its_index(

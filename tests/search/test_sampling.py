@@ -14,11 +14,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from scipy.stats.qmc import Sobol
 
 from dipa_bench import digests
+from dipa_bench.config.entry import Entry
+from dipa_bench.config.space import sobol_point
+from dipa_bench.execution.study_folder import study_folder
 from dipa_bench.methods import relative
 from dipa_bench.search import journal, sampling
-from dipa_bench.search.row import Row
-from dipa_bench.search.sampling import NumberedSampler, ask, sobol_point
-from dipa_bench.search.study import study_folder
+from dipa_bench.search.sampling import NumberedSampler, ask
 from dipa_bench.testing import small_task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
@@ -129,34 +130,34 @@ def test_tpe_works_where_nothing_ever_finished() -> None:
 # ---------------------------------------------------------------------------- in a study
 
 
-def trials(root: Path, row: str = "identity", name: str = "small") -> list[RunRecord]:
-    found = journal.trial_records(study_folder(root, name) / row)
+def trials(root: Path, entry: str = "identity", name: str = "small") -> list[RunRecord]:
+    found = journal.trial_records(study_folder(root, name) / entry)
     return [record for record in found if record.state != "interrupted"]
 
 
-def essence(root: Path, row: str = "identity") -> list[tuple]:
+def essence(root: Path, entry: str = "identity") -> list[tuple]:
     return [
         (record.notes["index"], record.seed, record.params, record.metrics.get("val/psnr"))
-        for record in trials(root, row)
+        for record in trials(root, entry)
     ]
 
 
 def test_defaults_then_published_then_sobol(tmp_path: Path, lab: SimpleNamespace) -> None:
     study = lab.resolved(["identity"], trials=4)
     lab.search(study, tmp_path, "identity")
-    task, row = small_task(), Row.of(study, "identity")
+    task, entry = small_task(), Entry.of(study, "identity")
     found = [record.params for record in trials(tmp_path)]
-    assert found[0] == row.defaults(task)
-    published = relative(row.published(task), task.largest())
-    space = row.space(task)
+    assert found[0] == entry.defaults(task)
+    published = relative(entry.published(task), task.norm_squared())
+    space = entry.space(task)
     admitted = {name for name in space if space[name].admits(published[name])}
     assert admitted >= {"solve.momentum", "solve.start", "solve.strength"}
     seed = digests.seed(0, "solver settings")
-    second = sobol_point(row.distributions(task), 1, seed)
+    second = sobol_point(entry.distributions(task), 1, seed)
     expected = second | {name: published[name] for name in admitted}
     assert {name: found[1][name] for name in space} == expected
     for index in (2, 3):
-        expected = sobol_point(row.distributions(task), index, seed)
+        expected = sobol_point(entry.distributions(task), index, seed)
         assert {name: found[index][name] for name in space} == expected
 
 
@@ -167,15 +168,15 @@ def test_absolute_published_settings_are_converted() -> None:
     assert relative({"solve.step": 0.4}, 0.25) == {"solve.step": 0.4}
 
 
-@pytest.mark.parametrize("row", ["identity", "ldipa"])
-def test_three_and_three_is_six(row: str, tmp_path: Path, lab: SimpleNamespace) -> None:
+@pytest.mark.parametrize("entry", ["identity", "ldipa"])
+def test_three_and_three_is_six(entry: str, tmp_path: Path, lab: SimpleNamespace) -> None:
     at_once, in_parts = tmp_path / "a", tmp_path / "b"
-    whole = lab.search(lab.resolved([row], trials=6), at_once, row)
-    lab.search(lab.resolved([row], trials=3), in_parts, row)
-    assert len(trials(in_parts, row)) == 3
-    resumed = lab.search(lab.resolved([row], trials=6), in_parts, row)
-    assert essence(at_once, row) == essence(in_parts, row)
-    assert [entry[0] for entry in essence(in_parts, row)] == list(range(6))
+    whole = lab.search(lab.resolved([entry], trials=6), at_once, entry)
+    lab.search(lab.resolved([entry], trials=3), in_parts, entry)
+    assert len(trials(in_parts, entry)) == 3
+    resumed = lab.search(lab.resolved([entry], trials=6), in_parts, entry)
+    assert essence(at_once, entry) == essence(in_parts, entry)
+    assert [entry[0] for entry in essence(in_parts, entry)] == list(range(6))
     assert whole.params == resumed.params
     assert whole.metrics["test/psnr"] == resumed.metrics["test/psnr"]
 
@@ -234,8 +235,8 @@ def test_another_seed_is_another_search(tmp_path: Path, lab: SimpleNamespace) ->
 
 def test_rows_try_the_same_solver_settings(tmp_path: Path, lab: SimpleNamespace) -> None:
     study = lab.resolved({"identity": {}, "plain": {"method": "identity"}}, trials=4)
-    for row in study.methods:
-        lab.search(study, tmp_path, row)
+    for entry in study.methods:
+        lab.search(study, tmp_path, entry)
     ours, theirs = essence(tmp_path), essence(tmp_path, "plain")
     assert [trial[2:] for trial in ours] == [trial[2:] for trial in theirs]
 
@@ -243,12 +244,12 @@ def test_rows_try_the_same_solver_settings(tmp_path: Path, lab: SimpleNamespace)
 def test_other_methods_and_frozen_settings_do_not_shift_the_shared_draws(
     tmp_path: Path, lab: SimpleNamespace
 ) -> None:
-    rows = {"identity": {}, "hessian": {}, "some": {"method": "identity"}}
-    rows["some"]["set"] = {"solve.step": 0.5}
-    study = lab.resolved(rows, trials=5)
-    for row in rows:
-        lab.search(study, tmp_path, row)
-    plain, other, frozen = (essence(tmp_path, row) for row in rows)
+    entries = {"identity": {}, "hessian": {}, "some": {"method": "identity"}}
+    entries["some"]["set"] = {"solve.step": 0.5}
+    study = lab.resolved(entries, trials=5)
+    for entry in entries:
+        lab.search(study, tmp_path, entry)
+    plain, other, frozen = (essence(tmp_path, entry) for entry in entries)
     settings = [name for name in plain[0][2] if name.startswith("solve.")]
     for index in range(2, 5):
         assert all(plain[index][2][name] == other[index][2][name] for name in settings)
@@ -263,9 +264,9 @@ def test_known_points_of_the_study_are_tried_by_every_row(
     beyond = {"solve.start": "lmmse", "solve.strength": 1e6}  # no such strength in the range
     study = lab.resolved({"identity": {}, "hessian": {}}, trials=4)
     study = study.model_copy(update={"known": [tip, beyond]})
-    for row in study.methods:
-        lab.search(study, tmp_path, row)
-        first, _, third, fourth = (params for _, _, params, _ in essence(tmp_path, row))
+    for entry in study.methods:
+        lab.search(study, tmp_path, entry)
+        first, _, third, fourth = (params for _, _, params, _ in essence(tmp_path, entry))
         assert third == first | tip
         assert fourth == first | {
             "solve.start": "lmmse",

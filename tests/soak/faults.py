@@ -44,7 +44,7 @@ class Fault:
 
 
 SOLVERS, LEARNING, SEARCH = "tests/solvers", "tests/learning", "tests/search"
-STATISTICS = "tests/evaluation/test_statistics.py"
+STATISTICS = "tests/test_statistics.py"
 FAULTS = [
     # ------------------------------------------------------------------------------- solvers
     Fault(
@@ -205,29 +205,29 @@ FAULTS = [
     ),
     Fault(
         "one trial too few",
-        "dipa_bench/search/contest.py",
-        "trial = self._claims.next(self._wanted, self._ended)",
-        "trial = self._claims.next(self._wanted and self._wanted - 1, self._ended)",
+        "dipa_bench/search/method_search.py",
+        "trial = self._queue.next(self._wanted, self._ended)",
+        "trial = self._queue.next(self._wanted and self._wanted - 1, self._ended)",
         SEARCH,
     ),
     Fault(
         "an interrupted trial counts",
-        "dipa_bench/search/contest.py",
+        "dipa_bench/search/method_search.py",
         'if record.state not in ("interrupted", "running")',
         'if record.state != "running"',
         SEARCH,
     ),
     Fault(
         "a trial is tested instead of validated",
-        "dipa_bench/search/runs.py",
-        "images = bench.task.images.validation\n",
-        'images = bench.task.images.test("a trial")\n',
+        "dipa_bench/execution/trials.py",
+        "images = context.task.images.validation\n",
+        'images = context.task.images.test("a trial")\n',
         SEARCH,
     ),
     Fault(
         "a read of the test images is not logged",
-        "dipa_bench/search/contest.py",
-        "        log_read(self._bench.folder, reason)\n",
+        "dipa_bench/search/method_search.py",
+        "        log_read(self._context.folder, reason)\n",
         "",
         f"{SEARCH} tests/cli/processes/test_shared.py",
     ),
@@ -247,7 +247,7 @@ FAULTS = [
     ),
     Fault(
         "draws do not depend on the index",
-        "dipa_bench/search/sampling.py",
+        "dipa_bench/config/space.py",
         "engine.fast_forward(index)",
         "engine.fast_forward(1)",
         SEARCH,
@@ -255,59 +255,59 @@ FAULTS = [
     # --------------------------------------------------------------------- measuring, statistics
     Fault(
         "decibels of the wrong sign",
-        "dipa_bench/evaluation/metrics.py",
+        "dipa_bench/metrics.py",
         "return -10 * torch.log10(mse)",
         "return 10 * torch.log10(mse)",
-        "tests/evaluation/test_metrics.py",
+        "tests/test_metrics.py",
     ),
     Fault(
         "PSNR pools over the batch",
-        "dipa_bench/evaluation/metrics.py",
+        "dipa_bench/metrics.py",
         ".flatten(1).square().mean(1)",
         ".flatten(1).square().mean().expand(len(estimate))",
-        "tests/evaluation/test_metrics.py",
+        "tests/test_metrics.py",
     ),
     Fault(
         "SSIM has a sample covariance",
-        "dipa_bench/evaluation/metrics.py",
+        "dipa_bench/metrics.py",
         "use_sample_covariance=False",
         "use_sample_covariance=True",
-        "tests/evaluation/test_metrics.py",
+        "tests/test_metrics.py",
     ),
     Fault(
         "clusters are ignored",
-        "dipa_bench/evaluation/statistics.py",
+        "dipa_bench/statistics.py",
         "    if clusters is None:\n        clusters = np.arange(len(values))",
         "    clusters = np.arange(len(values))",
         STATISTICS,
     ),
     Fault(
         "one degree of freedom too many",
-        "dipa_bench/evaluation/statistics.py",
+        "dipa_bench/statistics.py",
         "/ len(values), count - 1",
         "/ len(values), count",
         STATISTICS,
     ),
     Fault(
         "the reference minus the method",
-        "dipa_bench/evaluation/statistics.py",
+        "dipa_bench/statistics.py",
         "difference = ours.loc[common] - theirs.loc[common]",
         "difference = theirs.loc[common] - ours.loc[common]",
         STATISTICS,
     ),
     Fault(
         "a one-sided p-value",
-        "dipa_bench/evaluation/statistics.py",
+        "dipa_bench/statistics.py",
         "return float(2 * stats.t.sf(abs(mean) / error, freedom))",
         "return float(stats.t.sf(abs(mean) / error, freedom))",
         STATISTICS,
     ),
     Fault(
         "the worst row leads the board",
-        "dipa_bench/evaluation/leaderboard.py",
+        "dipa_bench/reports/leaderboard.py",
         'score = 0.0 if missing else -row["psnr"]',
         'score = 0.0 if missing else row["psnr"]',
-        "tests/evaluation/test_leaderboard.py",
+        "tests/reports/test_leaderboard.py",
     ),
     Fault(
         "a race drops the better ones",
@@ -326,7 +326,7 @@ FAULTS = [
     ),
     Fault(
         "pruned runs are finished ones in MLflow",
-        "dipa_bench/tracking/wording.py",
+        "dipa_bench/tracking/mlflow_format.py",
         '"pruned": "KILLED",',
         '"pruned": "FINISHED",',
         "tests/tracking",
@@ -340,7 +340,7 @@ FAULTS = [
     ),
     Fault(
         "an infinite metric is sent as it is",
-        "dipa_bench/tracking/wording.py",
+        "dipa_bench/tracking/mlflow_format.py",
         "        if math.isfinite(value)\n    ]",
         "    ]",
         "tests/tracking",

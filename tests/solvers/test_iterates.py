@@ -149,7 +149,7 @@ def test_settings_per_image_are_separate_runs(problem, name):
         return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
 
     extra = {"weight": column(weights)} if name == "red" else {}
-    together = solve(
+    batched = solve(
         name, step=column(steps), strength=column(strengths), start="preconditioned", **extra
     ).run(measured, task.student, operator)
     for index in range(2):
@@ -157,8 +157,8 @@ def test_settings_per_image_are_separate_runs(problem, name):
         alone = solve(
             name, step=steps[index], strength=strengths[index], start="preconditioned", **extra
         ).run(measured[index : index + 1], task.student, operator)
-        torch.testing.assert_close(together.estimate[index], alone.estimate[0])
-    assert not torch.allclose(together.estimate[0], together.estimate[1])
+        torch.testing.assert_close(batched.estimate[index], alone.estimate[0])
+    assert not torch.allclose(batched.estimate[0], batched.estimate[1])
 
 
 class Averaging(Preconditioner):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 
-from dipa_bench.evaluation.metrics import psnr_pooled, squared_error
+from dipa_bench.config.problem import build_task
+from dipa_bench.config.schema import Problem
+from dipa_bench.metrics import psnr_pooled, squared_error
 from dipa_bench.preconditioners import Identity
-from dipa_bench.search.problem import build_task
-from dipa_bench.search.schema import Problem
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tasks.base import Task
 
@@ -56,7 +56,7 @@ def pooled(task: Task, label: float | None, count: int) -> tuple[float, float]:
         values["solve.step"] = task.spec.published.teacher
     solve = SolveParameters(**{name.removeprefix("solve."): v for name, v in values.items()})
     solver = build_solver(
-        task.solver, task.prior, solve, iterations=task.iterations, largest=task.largest(label)
+        task.solver, task.prior, solve, iterations=task.iterations, largest=task.norm_squared(label)
     )
     images = task.images.test("calibration").first(count)
     measured, truth = task.measure(images, label), task.pixels(images)

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from dipa_bench.search.journal import JOURNAL, trial_records
 from dipa_bench.tracking import records
-from dipa_bench.tracking.wording import experiment_name
+from dipa_bench.tracking.mlflow_format import experiment_name
 
 METHODS = ("identity", "scalar")
 PATIENCE = 90  # seconds for a process to get to a trial

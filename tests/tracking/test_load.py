@@ -57,7 +57,7 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
         "operator": "dense",
         "rule": "distilled",
         "learned": True,
-        "rules": "tuned",
+        "protocol": "tuned",
         "preset": "quick",
         "state": "finished",
         "reason": None,
@@ -167,16 +167,16 @@ def test_one_study_or_kind_of_rules_can_be_chosen(
 ) -> None:
     hand.write_study(root, "other", ("none",))
     folder = root / "studies" / "other" / "none"
-    records.write(folder, records.read(folder).model_copy(update={"rules": "published"}))
+    records.write(folder, records.read(folder).model_copy(update={"protocol": "published"}))
     sync(root, uri)
     assert len(load_results(uri, "sr").methods) == 3
     assert set(load_results(uri, "sr", study="other").methods["method"]) == {"none"}
-    assert set(load_results(uri, "sr", rules="tuned").methods["study"]) == {"small"}
-    assert set(load_results(uri, "sr", rules="published").images["study"]) == {"other"}
+    assert set(load_results(uri, "sr", protocol="tuned").methods["study"]) == {"small"}
+    assert set(load_results(uri, "sr", protocol="published").images["study"]) == {"other"}
     with pytest.raises(UserError, match="did you mean 'small'"):
         load_results(uri, "sr", study="smal")
     with pytest.raises(UserError, match="tuned"):
-        load_results(uri, "sr", study="small", rules="published")
+        load_results(uri, "sr", study="small", protocol="published")
 
 
 def test_repeated_searches_are_told_and_come_with_their_study(

@@ -25,7 +25,7 @@ from mlflow.entities import Run
 
 import dipa_bench
 from dipa_bench.errors import UserError
-from dipa_bench.tracking import ledger, records
+from dipa_bench.tracking import records, sync_state
 from dipa_bench.tracking.connection import StoreUnavailable, connect, guarded
 from dipa_bench.tracking.location import (
     redacted,
@@ -34,8 +34,8 @@ from dipa_bench.tracking.location import (
     sqlite_uri,
     ui_command,
 )
+from dipa_bench.tracking.mlflow_format import decode, encode, experiment_name, thinned
 from dipa_bench.tracking.store import Store, SyncReport, sync
-from dipa_bench.tracking.wording import decode, encode, experiment_name, thinned
 
 RUNS = 2 + 7 + 2  # methods, trials, seeds
 
@@ -250,7 +250,7 @@ def test_nothing_is_sent_twice(root: Path, uri: str) -> None:
 def test_notes_of_what_was_sent_lost_or_damaged_make_no_duplicates(root: Path, uri: str) -> None:
     sync(root, uri)
     before = {run.info.run_id for run in runs_of(uri)}
-    notes = sorted(root.rglob(ledger.SENT))
+    notes = sorted(root.rglob(sync_state.SENT))
     assert len(notes) == RUNS
     notes[0].unlink()
     notes[1].write_text("{")
@@ -271,7 +271,7 @@ def test_a_crash_before_the_note_makes_no_duplicate(
         patch.setattr(Store, "_log", crash)  # between create_run and log_batch
         sync(root, uri)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ledger, "write_note", crash)  # all sent, nothing noted
+        patch.setattr(sync_state, "write_note", crash)  # all sent, nothing noted
         sync(root, uri)
     assert len(runs_of(uri)) == 1
     sync(root, uri)

@@ -44,6 +44,6 @@ def minimiser(
             found = None
             if objective == "value" and not operator.joint:
                 like = task.pixels(task.images.train.first(1))
-                found = dense.spectrum(task.student, task.largest(), like)
+                found = dense.spectrum(task.student, task.norm_squared(), like)
             return dense.Best(ridge, found, operator.joint)
     return partial(best_numbers, operator=operator, ridge=ridge)

@@ -86,7 +86,7 @@ def test_a_cluster_does_it_and_a_killed_workers_trial_is_taken_over(
 
 
 def test_a_cluster_from_a_file_and_what_is_none(work: Path, study, monkeypatch) -> None:
-    monkeypatch.setattr("dipa_bench.search.cluster.PATIENCE", 5.0)
+    monkeypatch.setattr("dipa_bench.execution.cluster.PATIENCE", 5.0)
     (work / "mine.py").write_text(MAKER)
     few = ("--methods", "identity", "--trials", "1", "--cluster", "mine.py:small")
     assert study(*few).code == 0

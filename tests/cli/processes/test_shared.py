@@ -14,15 +14,17 @@ import pytest
 from mlflow import MlflowClient
 from real_postgresql import PASSWORD, Missing, Server, postgresql
 
+from dipa_bench.search import storage, trial_queue
 from dipa_bench.tracking import records
 from dipa_bench.tracking.location import sqlite_uri
-from dipa_bench.tracking.wording import experiment_name
+from dipa_bench.tracking.mlflow_format import experiment_name
 
 TRIALS, METHODS = 4, ("identity", "scalar")
 PATIENCE = 120  # seconds for a process to get to a trial
 QUICK = """
-from dipa_bench.search import desk, storage
-storage.HEARTBEAT, storage.GRACE, desk.POLL = 1, 4, 0.2
+from dipa_bench.search import queues
+from dipa_bench.search import storage
+storage.HEARTBEAT, storage.GRACE, queues.POLL = 1, 4, 0.2
 from dipa_bench.cli.main import main
 main()
 """
@@ -182,6 +184,28 @@ def test_one_that_comes_later_adds_trials_or_is_told_what_differs(
     monkeypatch.chdir(furnish(tmp_path / "machine-2"))
     other = study(*options, str(TRIALS), "--set", "problem.iterations=4")
     assert "problem.iterations = 3, not 4" in other.line
+
+
+def test_a_server_that_does_not_come_back_ends_the_study_in_one_line(
+    study, server: Server, monkeypatch
+) -> None:
+    real = trial_queue.SharedTrialQueue.tell
+
+    def tell(self, number: int, record) -> bool:
+        server.stop()
+        return real(self, number, record)
+
+    monkeypatch.setattr(storage, "OUTAGE", 1.0)
+    monkeypatch.setattr(trial_queue.SharedTrialQueue, "tell", tell)
+    options = ("--methods", "identity", "--trials", "2", "--name", "gone")
+    try:
+        done = study(*options, "--storage", server.url)
+    finally:
+        server.start()
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("dipa-bench: ")]
+    assert "did not come back within 1 s: run the same command to continue" in line
 
 
 def test_what_is_no_server_is_told_in_a_line(study, server: Server, monkeypatch) -> None:

@@ -1,6 +1,6 @@
 """Studies whose workers, disks, stores and neighbours fail: one line, and the same command goes on.
 
-What happens inside of one row's search is in `tests/search/test_contest.py`, kills are in
+What happens inside of one row's search is in `tests/search/test_method_search.py`, kills are in
 `test_kill.py`.
 """
 
@@ -24,9 +24,10 @@ import psutil
 import pytest
 
 from dipa_bench import devices
-from dipa_bench.search import contest, processes
+from dipa_bench.execution import processes
+from dipa_bench.execution.study_folder import claimed
+from dipa_bench.search import method_search
 from dipa_bench.search.journal import trial_records
-from dipa_bench.search.study import claimed
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.store import Store
@@ -106,7 +107,7 @@ def probed(small: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def crewed(tmp_path_factory, furnish, run_there, probed: list[str]) -> Path:
+def parallel(tmp_path_factory, furnish, run_there, probed: list[str]) -> Path:
     """A folder with a study that two workers did, each with one of this process's two threads."""
     folder = furnish(tmp_path_factory.mktemp("crewed"))
     (folder / "probe.py").write_text(PROBE)
@@ -129,20 +130,20 @@ def probing(work: Path) -> Path:
 
 
 def test_workers_do_what_one_process_does(
-    crewed: Path, probing: Path, call, probed: list[str], monkeypatch
+    parallel: Path, probing: Path, call, probed: list[str], monkeypatch
 ) -> None:
     assert not living()
-    seen = [path.read_text() for path in crewed.glob("seen-*")]
+    seen = [path.read_text() for path in parallel.glob("seen-*")]
     assert seen == ["1 1"] * 2
-    assert f"seen-{os.getpid()}" not in {path.name for path in crewed.glob("seen-*")}
+    assert f"seen-{os.getpid()}" not in {path.name for path in parallel.glob("seen-*")}
     assert call(*probed, *BOTH, "--trials", "3").code == 0
     for row in ("identity", "ldipa"):
-        same_search(place_of(crewed, "both", row), place_of(probing, "both", row))
-        for path in records.children(place_of(crewed, "both", row)):
+        same_search(place_of(parallel, "both", row), place_of(probing, "both", row))
+        for path in records.children(place_of(parallel, "both", row)):
             record = records.read(path)
             assert record.environment["threads"] == 1
-            assert record.environment["device"] == "cpu (1 threads)"
-    monkeypatch.chdir(crewed)
+            assert record.environment["device"] == "cpu (1 thread)"
+    monkeypatch.chdir(parallel)
     for run in ("identity/trial-0002", "ldipa/trial-0001", "ldipa"):
         done = call("rerun", f"both/{run}")
         assert (done.code, done.out.splitlines()[-1]) == (0, "agrees exactly")
@@ -164,7 +165,7 @@ def test_two_at_once_with_workers(study, work: Path) -> None:
 def test_a_setting_that_crashes_its_worker_is_a_failed_trial(
     probing: Path, call, probed, monkeypatch
 ) -> None:
-    monkeypatch.setattr(contest, "LOSSES", 2)
+    monkeypatch.setattr(method_search, "LOSSES", 2)
     (probing / "crash").touch()
     done = call(
         *probed, "--methods", "identity", "--name", "one", "--trials", "4", "--workers", "2"

@@ -1,0 +1,143 @@
+"""Trials and seeds: runs of an entry with given parameters, one by one or as a race."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dipa_bench import devices
+from dipa_bench.config.entry import Entry
+from dipa_bench.data.images import ImageSet
+from dipa_bench.evaluation.race import race
+from dipa_bench.execution.attempt import MEASURED_NOTE, Attempt, Report
+from dipa_bench.execution.context import StudyContext
+from dipa_bench.methods import Progress
+from dipa_bench.search.batches import joins, untrained
+from dipa_bench.tracking.records import RunRecord
+
+SETTINGS_NOTE = "settings_in_batch"  # of a trial that ran beside others
+
+
+def run_trial(
+    context: StudyContext,
+    entry: Entry,
+    record: RunRecord,
+    place: Path,
+    report: Report = lambda step, value: None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> RunRecord:
+    """Fits and validates; the record, also written at `place`, says how it ended.
+
+    Never raises for what a method does wrong: divergence and exceptions become the record's state.
+
+    Raises:
+        OSError: a disk that is full or read-only; the record stays that of a running trial.
+    """
+    return run_trials(context, entry, [record], [place], (), report, progress)[0]
+
+
+def run_trials(
+    context: StudyContext,
+    entry: Entry,
+    blanks: Sequence[RunRecord],
+    places: Sequence[Path],
+    bar: Sequence[float],
+    report: Report,
+    progress: Callable[[Progress], None],
+) -> tuple[RunRecord, ...]:
+    """Several trials; settings that need no training race, in one batch where they can be joined.
+
+    Once memory did not suffice, an entry's settings are run one after the other in smaller batches.
+
+    Args:
+        context, entry: as for `run_trial`.
+        blanks, places: of each trial.
+        bar: validation PSNRs of the best setting so far, in racing order; empty for none.
+        report, progress: as for `run_trial`.
+
+    Raises:
+        OSError: as `run_trial`.
+    """
+    pairs = list(zip(blanks, places, strict=True))
+    runs = [
+        Attempt(context, entry, blank, place, "val", report, progress) for blank, place in pairs
+    ]
+    images = context.task.images.validation
+    short = entry.name in context.batches or any(MEASURED_NOTE in blank.notes for blank in blanks)
+    try:
+        if untrained(entry) and not short:
+            _race(context, runs, images, bar)
+        else:
+            for run in runs:
+                _measure(runs, run, images)
+    except KeyboardInterrupt:
+        for run in runs:
+            run.stop()
+        raise
+    return tuple(run.end() for run in runs)
+
+
+def run_seed(
+    context: StudyContext,
+    entry: Entry,
+    record: RunRecord,
+    place: Path,
+    images: ImageSet,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> RunRecord:
+    """Fits with the final budget and tests on `images`, keeping curves and the operator."""
+    run = Attempt(context, entry, record, place, "test", lambda step, value: None, progress)
+    run.attempt(lambda: run.measure(images))
+    return run.end()
+
+
+def _race(
+    context: StudyContext, runs: Sequence[Attempt], images: ImageSet, bar: Sequence[float]
+) -> None:
+    """Fits all, then runs them on the images as far as they may still be the best."""
+    for run in runs:
+        started = time.perf_counter()
+        run.attempt(lambda run=run: run.fit_or_measure(images))
+        _others(runs, run, time.perf_counter() - started)
+    ready = [run for run in runs if run.alive and not run.measured]
+    if not ready:
+        return
+    if len(ready) > 1 and joins(context):
+        for run in ready:
+            run.note(SETTINGS_NOTE, len(ready))
+    started = time.perf_counter()
+    found = race(
+        [run.reconstructor for run in ready],
+        context.task,
+        images,
+        bar if len(bar) == len(images) else None,
+        enabled=context.study.search.race and len(context.study.objectives) == 1,
+        joined=joins(context),
+    )
+    elapsed = time.perf_counter() - started
+    work = [raced.seconds * len(raced.mse) for raced in found]
+    for run in runs:
+        run.aside(elapsed)
+    for run, raced, own in zip(ready, found, work, strict=True):
+        run.aside(-elapsed * own / (sum(work) or 1.0))
+        if raced.error is not None and devices.out_of_memory(raced.error):
+            raced.error.with_traceback(None)  # its frames hold what filled the memory
+            devices.free_memory(context.task.device)
+            _measure(runs, run, images)
+        else:
+            run.attempt(lambda run=run, raced=raced: run.score(raced))
+
+
+def _measure(runs: Sequence[Attempt], mine: Attempt, images: ImageSet) -> None:
+    """Fits and measures one run of a batch."""
+    started = time.perf_counter()
+    mine.attempt(lambda: mine.measure(images))
+    _others(runs, mine, time.perf_counter() - started)
+
+
+def _others(runs: Sequence[Attempt], mine: Attempt, seconds: float) -> None:
+    """Time that one run of a batch took is none of the others'."""
+    for run in runs:
+        if run is not mine:
+            run.aside(seconds)

@@ -1,0 +1,233 @@
+"""Who tries what: the trials of one entry, each index handed out once, however many ask.
+
+A trial of an Optuna study carries its *index*, its place in the search. Optuna numbers trials as
+they are made; an index that was interrupted comes again under a new number. An index belongs to
+the trial of the lowest number that was not given up, so that of two machines which take the same
+one, one lets go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from dipa_bench.search import journal
+from dipa_bench.search.journal import Objectives
+from dipa_bench.search.samplers import INDEX, index_of
+from dipa_bench.search.sampling import ask, fill
+from dipa_bench.search.storage import Heartbeat, StorageGone, retry
+from dipa_bench.tracking.records import RunRecord
+
+RECORD = "record"
+SPREAD, CROWD = 4, 256  # a lost claim: from so many times more indices is chosen, at most
+LIVE = (TrialState.RUNNING, TrialState.WAITING)
+
+
+class TrialQueue:
+    """The trials of one entry, in a journal that this process alone writes.
+
+    Args:
+        study: Optuna's, whose sampler reads a trial's index.
+        space: parameter to distribution.
+        objectives: objectives and pruner.
+    """
+
+    def __init__(
+        self, study: optuna.Study, space: Mapping[str, BaseDistribution], objectives: Objectives
+    ) -> None:
+        self._study, self._space, self._objectives = study, dict(space), objectives
+        self._mine: dict[int, optuna.Trial] = {}
+
+    def ended(self) -> list[RunRecord]:
+        """Records of trials that ended anywhere else; none here, they are all on this disk."""
+        return []
+
+    def next(self, wanted: int | None, ended: Iterable[int]) -> optuna.Trial | None:
+        """TrialQueue the first index that nobody has.
+
+        Args:
+            wanted: how many indices there are; None for any number.
+            ended: those that are done.
+
+        Returns:
+            The trial, drawn; None where all are taken.
+        """
+        live = self._study.get_trials(deepcopy=False, states=LIVE)
+        free = first_free(wanted, set(ended) | set(map(index_of, live)))
+        return self._enter(free[0]) if free else None
+
+    @property
+    def claimed(self) -> list[int]:
+        """Numbers of the trials that are under way here."""
+        return list(self._mine)
+
+    def index(self, number: int) -> int:
+        """The index of a trial that was claimed here."""
+        return self._mine[number].user_attrs[INDEX]
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Takes a value on the way; whether the trial is to be given up."""
+        trial = self._mine[number]
+        trial.report(value, step)
+        return trial.should_prune()
+
+    def tell(self, number: int, record: RunRecord) -> bool:
+        """How a trial ended; whether it counts (else another machine has taken it over)."""
+        self._mine.pop(number, None)
+        journal.tell(self._study, number, record, self._objectives)
+        return True
+
+    def close(self) -> None:
+        """Lets go of what is not finished."""
+
+    def _enter(self, index: int) -> optuna.Trial:
+        self._study.enqueue_trial({}, user_attrs={INDEX: index})
+        trial = ask(self._study, self._space)
+        self._mine[trial.number] = trial
+        return trial
+
+
+class SharedTrialQueue(TrialQueue):
+    """The same on a database that other processes and machines use at the same time.
+
+    A trial's record travels in the database. A trial whose machine has given no sign of life for a
+    while is given up, and its index is free again.
+
+    Args:
+        study, space, objectives: as above.
+        heartbeat: gives this process's signs of life.
+        kept: what records share (the study file), which is left out of the database.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Mapping[str, BaseDistribution],
+        objectives: Objectives,
+        heartbeat: Heartbeat,
+        kept: Mapping[str, Any],
+    ) -> None:
+        super().__init__(study, space, objectives)
+        self._heartbeat, self._kept = heartbeat, dict(kept)
+        self._read: dict[int, RunRecord] = {}
+
+    def ended(self) -> list[RunRecord]:
+        """Records of all trials that count, whoever ran them."""
+        self._look()
+        return list(self._read.values())
+
+    def _look(self) -> list[FrozenTrial]:
+        """All trials as they are now, with all that run anywhere: each look reads those anew."""
+        trials = retry(lambda: self._study.get_trials(deepcopy=False))
+        for trial in trials:
+            if trial.number not in self._read and counts(trial):
+                values = json.loads(trial.user_attrs[RECORD])
+                self._read[trial.number] = RunRecord.model_validate(values | self._kept)
+        return trials
+
+    def next(self, wanted: int | None, ended: Iterable[int]) -> optuna.Trial | None:
+        if self._heartbeat.steady:
+            retry(lambda: optuna.storages.fail_stale_trials(self._study))
+        count = 1
+        while True:
+            trials = self._look()
+            for waiting in (trial for trial in trials if trial.state == TrialState.WAITING):
+                retry(lambda waiting=waiting: self._rouse(waiting._trial_id))
+            held = set(ended) | {record.index for record in self._read.values()}
+            held |= {index_of(trial) for trial in trials if trial.state in LIVE}
+            free = first_free(wanted, held, count)
+            if not free:
+                return None
+            index = secrets.choice(free)
+            trial = retry(lambda index=index: self._enter(index))
+            if trial is not None:
+                return trial
+            count = min(SPREAD * count, CROWD)
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        try:
+            return retry(lambda: TrialQueue.report(self, number, step, value))
+        except UpdateFinishedTrialError:
+            return True  # taken over: what comes of it here does not count
+
+    def tell(self, number: int, record: RunRecord) -> bool:
+        trial = self._mine.pop(number)
+        text = json.dumps(record.model_dump(mode="json", exclude=set(self._kept)))
+        self._heartbeat.drop(trial._trial_id)
+        try:
+            if record.state != "interrupted":
+                retry(lambda: trial.set_user_attr(RECORD, text))
+            retry(lambda: journal.tell(self._study, number, record, self._objectives))
+        except (UpdateFinishedTrialError, ValueError):  # ended already: by us before a retry?
+            return self._study.get_trials(deepcopy=False)[number].user_attrs.get(RECORD) == text
+        return True
+
+    def close(self) -> None:
+        for number, trial in self._mine.items():
+            self._heartbeat.drop(trial._trial_id)
+            with suppress(StorageGone):  # others take it over
+                retry(lambda number=number: self._fail(number))
+        self._mine.clear()
+
+    def _enter(self, index: int) -> optuna.Trial | None:
+        """As above; None where another entry has the index."""
+        study = self._study
+        entry = create_trial(state=TrialState.WAITING, user_attrs={INDEX: index})
+        identifier = study._storage.create_new_trial(study._study_id, entry)
+        self._rouse(identifier)
+        number = study._storage.get_trial(identifier).number
+        if not self._is_first(number, index):
+            self._fail(number)
+            return None
+        study._thread_local.cached_all_trials = None  # as `ask` does
+        trial = fill(optuna.Trial(study, identifier), self._space)
+        self._mine[number] = trial
+        self._heartbeat.add(identifier)
+        return trial
+
+    def _rouse(self, identifier: int) -> None:
+        """Makes a waiting trial a running one with a first heartbeat, whoever has put it there.
+
+        So one whose process died right then is given up like any other.
+        """
+        storage = self._study._storage
+        storage.record_heartbeat(identifier)
+        try:
+            storage.set_trial_state_values(identifier, TrialState.RUNNING)
+        except UpdateFinishedTrialError:
+            pass
+
+    def _fail(self, number: int) -> None:
+        try:
+            self._study.tell(number, state=TrialState.FAIL)
+        except (UpdateFinishedTrialError, ValueError):
+            pass  # it had ended
+
+    def _is_first(self, number: int, index: int) -> bool:
+        """Whether no entry with a lower number has the index."""
+        return not any(
+            other.number < number
+            and other.user_attrs.get(INDEX) == index
+            and (other.state in LIVE or counts(other))
+            for other in self._study.get_trials(deepcopy=False)
+        )
+
+
+def first_free(wanted: int | None, held: set[int], count: int = 1) -> list[int]:
+    """The first indices that nobody has, at most `count`, all below `wanted`."""
+    free = (index for index in itertools.count() if index not in held)
+    return [one for one in itertools.islice(free, count) if wanted is None or one < wanted]
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial ended by itself, so that its index is done."""
+    return trial.state.is_finished() and RECORD in trial.user_attrs

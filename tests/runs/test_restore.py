@@ -1,0 +1,248 @@
+"""Operators that a study kept reconstruct as they did when it tested them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import dipa_bench
+from dipa_bench import names
+from dipa_bench.data.images import ImageSet, Splits
+from dipa_bench.errors import UserError
+from dipa_bench.evaluation.evaluate import evaluate
+from dipa_bench.preconditioners import Dense, Identity, Scalar
+from dipa_bench.runs import restore
+from dipa_bench.tracking import records
+
+ROWS = {
+    "identity": {},
+    "ldipa": {"set": {"solve.start": "adjoint"}},
+    "convolution+distilled": {"set": {"solve.start": "adjoint"}},
+    "each": {"method": "dense+supervised", "set": {"train.operators": "each"}},
+    "started": {"method": "scalar+greedy", "set": {"solve.start": "lmmse"}},
+    "lmmse": {},
+    "lmmse-preconditioner": {},
+    "nystrom": {"set": {"rank": 9}},
+    "ndipa/cnn": {"set": {"solve.start": "adjoint"}},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, lab: SimpleNamespace) -> Path:
+    """The results folder of a study with learned and analytic entries, made once."""
+    budget = {"trials": 1, "train_images": 6}
+    return lab.kept(tmp_path_factory.mktemp("restore"), ROWS, budget, test_noise=0.02)
+
+
+@pytest.fixture
+def copied(root: Path, tmp_path: Path) -> Path:
+    """A copy of the results that a test may spoil."""
+    shutil.copytree(root, tmp_path / "mlruns")
+    return tmp_path / "mlruns"
+
+
+def kept(root: Path, run: str) -> Path:
+    entry = next((entry for entry in ROWS if run == entry or run.startswith(f"{entry}/")), run)
+    return records.method_folder(root / "studies" / "kept", entry) / run[len(entry) + 1 :]
+
+
+def change(folder: Path, **update: object) -> None:
+    records.write(folder, records.read(folder).model_copy(update=update))
+
+
+@pytest.mark.parametrize("entry", ROWS)
+def test_every_row_gives_its_recorded_figures_to_the_bit(entry: str, root: Path) -> None:
+    method = dipa_bench.load(f"kept/{entry}", root, "cpu")
+    folders = sorted(kept(root, entry).glob("seed-*"))
+    for number, one in enumerate(restore.seeds(method)):
+        assert one.place == folders[number]
+        again = evaluate(
+            one.reconstructor, one.task.tested, one.task.images.test("a test"), with_ssim=True
+        )
+        recorded = records.read(folders[number]).metrics
+        for name, value in again.metrics("test").items():
+            if name != "cost/seconds":
+                assert value == recorded[name], name
+        scores = pd.read_parquet(folders[number] / "images.parquet")
+        assert again.psnr.double().tolist() == scores["psnr"].tolist()
+    assert number + 1 == len(folders)
+
+
+def test_a_run_says_what_it_is(root: Path) -> None:
+    run = dipa_bench.load(kept(root, "ldipa/seed-1"), root, "cpu")
+    assert (run.record.kind, run.record.number, run.entry.name) == ("seed", 1, "ldipa")
+    assert isinstance(run.operator, Dense)
+    stored = load_file(kept(root, "ldipa/seed-1") / names.OPERATOR)
+    assert torch.equal(run.operator.matrix, stored["matrix"])
+    assert not torch.equal(stored["matrix"], torch.eye(256)[None])
+    assert run.parameters == run.record.params
+    assert run.study.name == "kept"
+    assert run.same_images
+    assert not any(part.requires_grad for part in run.operator.parameters())
+
+
+def test_each_iteration_keeps_its_operator(root: Path) -> None:
+    run = dipa_bench.load("kept/each", root, "cpu")
+    assert run.operator.copies == 3
+    assert len(run.operator.matrix) == 3
+
+
+def test_a_method_is_its_first_seed(root: Path) -> None:
+    ours = dipa_bench.load("kept/ldipa", root, "cpu").operator.matrix
+    first = dipa_bench.load("kept/ldipa/seed-0", root, "cpu").operator.matrix
+    second = dipa_bench.load("kept/ldipa/seed-1", root, "cpu").operator.matrix
+    assert torch.equal(ours, first)
+    assert not torch.equal(ours, second)
+    drawn = [
+        dipa_bench.load(f"kept/nystrom{which}", root, "cpu").operator.vectors
+        for which in ("", "/seed-0", "/seed-1")
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_trial_kept_no_operator(root: Path) -> None:
+    with pytest.raises(UserError, match=r"kept no operator: give the method.*kept/ldipa.*rerun"):
+        dipa_bench.load("kept/ldipa/trial-0000", root, "cpu")
+
+
+def test_a_trial_without_learning_loads(root: Path) -> None:
+    run = dipa_bench.load("kept/identity/trial-0000", root, "cpu")
+    found = evaluate(run.reconstructor, run.task, run.task.images.validation)
+    assert found.metrics("val")["val/psnr"] == run.record.metrics["val/psnr"]
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "skipped", "diverged"])
+def test_a_run_that_did_not_finish(state: str, copied: Path) -> None:
+    change(kept(copied, "ldipa"), state=state, reason="because")
+    with pytest.raises(UserError, match=f"is {state} .because.: give a method or a seed"):
+        dipa_bench.load("kept/ldipa", copied, "cpu")
+
+
+def test_a_missing_operator(copied: Path) -> None:
+    (kept(copied, "ldipa") / names.OPERATOR).unlink()
+    with pytest.raises(UserError, match=r"holds no operator\.safetensors"):
+        dipa_bench.load("kept/ldipa", copied, "cpu")
+
+
+def test_a_damaged_operator(copied: Path) -> None:
+    (kept(copied, "ldipa") / names.OPERATOR).write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="damaged operator"):
+        dipa_bench.load("kept/ldipa", copied, "cpu")
+
+
+def test_an_operator_of_another_structure(copied: Path) -> None:
+    save_file({"matrix": torch.eye(9)[None]}, kept(copied, "ldipa") / names.OPERATOR)
+    with pytest.raises(UserError, match="stored numbers"):
+        dipa_bench.load("kept/ldipa", copied, "cpu")
+
+
+def test_other_images_matter_only_where_they_are_used(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for entry in ("ldipa", "started", "lmmse"):
+        change(kept(copied, entry), data_digest="0123456789abcdef")
+    with caplog.at_level(logging.WARNING):
+        run = dipa_bench.load("kept/ldipa", copied, "cpu")
+    assert not run.same_images
+    assert "0123456789abcdef" in caplog.text
+    with pytest.raises(UserError, match="starts from the LMMSE map"):
+        dipa_bench.load("kept/started", copied, "cpu")
+    with pytest.raises(UserError, match="made from the training images"):
+        dipa_bench.load("kept/lmmse", copied, "cpu")
+
+
+def test_a_row_that_joined_later_finds_the_identity(copied: Path) -> None:
+    place = kept(copied, "ldipa")
+    study = records.read(place).study_file
+    change(place, study_file=study | {"methods": {"ldipa": study["methods"]["ldipa"]}})
+    (kept(copied, "nystrom") / records.RECORD).write_text("{")  # another's damage
+    run = dipa_bench.load("kept/ldipa", copied, "cpu")
+    found = restore.tuned_identity(run)
+    assert found.entry.name == "identity"
+    assert isinstance(found.operator, Identity)
+
+
+def test_a_study_without_identity(copied: Path) -> None:
+    shutil.rmtree(kept(copied, "identity"))
+    run = dipa_bench.load("kept/ldipa", copied, "cpu")
+    assert restore.tuned_identity(run) is None
+    made = restore.untuned_identity(run)
+    assert made.reconstructor.solver.step_size == run.reconstructor.solver.step_size
+    assert isinstance(made.operator, Identity)
+
+
+def test_a_folder_by_itself(root: Path, tmp_path: Path) -> None:
+    """A run folder that was copied elsewhere is enough; its reads of test images stay with it."""
+    shutil.copytree(kept(root, "ldipa/seed-1"), tmp_path / "mine")
+    run = dipa_bench.load(tmp_path / "mine", root, "cpu")
+    assert run.context.folder == tmp_path / "mine"
+    assert restore.tuned_identity(run) is None
+
+
+def only(height: int, width: int) -> Splits:
+    pixels = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(0))
+    return Splits(*(ImageSet(pixels, ("x",), (part,)) for part in "abc"))
+
+
+@pytest.mark.parametrize("entry", ["convolution+distilled", "ndipa/cnn"])
+def test_operators_without_a_shape_move(entry: str, root: Path) -> None:
+    run = dipa_bench.load(f"kept/{entry}", root, "cpu")
+    context = restore.at_shape(run, only(20, 28))
+    moved = run.at(context)
+    assert type(moved.preconditioner) is type(run.operator)
+    kept_state = run.operator.state_dict()
+    for name, part in moved.preconditioner.state_dict().items():
+        assert torch.equal(part, kept_state[name])
+    assert context.task.shape == (1, 20, 28)
+    y = context.task.measure(context.task.images.validation)
+    assert y.shape == (1, 1, 5, 7)
+    assert moved.run(y, context.task.student).estimate.shape == (1, 1, 20, 28)
+    assert moved.solver.step_size * context.task.norm_squared() == pytest.approx(
+        run.reconstructor.solver.step_size * run.task.norm_squared()
+    )
+
+
+def test_the_own_shape_is_home(root: Path) -> None:
+    run = dipa_bench.load("kept/ldipa", root, "cpu")
+    assert restore.at_shape(run, only(16, 16)) is run.context
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("ldipa", r"ldipa works on images of shape \(1, 16, 16\).*\(1, 20, 20\)"),
+        ("lmmse-preconditioner", "keeps no numbers that could be moved"),
+    ],
+)
+def test_operators_with_a_shape_do_not_move(entry: str, reason: str, root: Path) -> None:
+    run = dipa_bench.load(f"kept/{entry}", root, "cpu")
+    with pytest.raises(UserError, match=reason):
+        run.at(restore.at_shape(run, only(20, 20)))
+
+
+def test_a_start_from_training_images_moves_to_squares_alone(root: Path) -> None:
+    run = dipa_bench.load("kept/started", root, "cpu")
+    context = restore.at_shape(run, only(20, 20))
+    assert context.task.images.shape == (1, 20, 20)
+    assert len(context.task.images.train) == len(run.task.images.train)
+    moved = run.at(context)
+    assert isinstance(moved.preconditioner, Scalar)
+    y = context.task.measure(context.task.images.validation)
+    assert moved.run(y, context.task.student).estimate.shape[2:] == (20, 20)
+    with pytest.raises(UserError, match="square, not 20 x 28: give a --size"):
+        restore.at_shape(run, only(20, 28))
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, dipa_bench; dipa_bench.load; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
