@@ -108,7 +108,7 @@ class Anderson:
         points: list[Tensor] = []
         residuals: list[Tensor] = []
         for _ in range(solver.iterations):
-            state = solver.linearise(state)
+            state = solver.with_gradient(state)
             if recorder:
                 recorder.observe(state, 0.0)
             image = solver.update(state.point, state.gradient)

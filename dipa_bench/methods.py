@@ -19,7 +19,7 @@ from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.preconditioners.grouped import grouped
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers import SolveParameters, Solver, Trajectory, build_solver
-from dipa_bench.solvers.batched import batchable, join
+from dipa_bench.solvers.batched import batchable, batched_solver
 from dipa_bench.tasks.base import Task
 
 
@@ -78,7 +78,7 @@ class Batched:
     """Reconstructors of one task that run as one batch.
 
     Attributes:
-        members: G of them, with solvers that can be joined.
+        members: G of them, with solvers that can be batched.
     """
 
     members: tuple[Iterative, ...]
@@ -110,7 +110,7 @@ class Batched:
         repeated = measurement.repeat(groups, *[1] * (measurement.dim() - 1))
         if reference is not None:
             reference = reference.repeat(groups, 1, 1, 1)
-        run = join(solvers, first).follow(
+        run = batched_solver(solvers, first).follow(
             State(0, first, first, repeated, physics),
             grouped(operators),
             record=record,
@@ -130,8 +130,8 @@ class Batched:
         ]
 
 
-def batched(reconstructors: Sequence[Reconstructor]) -> Batched | None:
-    """Reconstructors fitted for one task as one batch; None where they cannot be joined.
+def as_batch(reconstructors: Sequence[Reconstructor]) -> Batched | None:
+    """Reconstructors fitted for one task as one batch; None where they cannot be batched.
 
     That is so for direct maps, solvers of other kinds than the common iteration or of different
     kinds, and priors that take no strength for each image (see `dipa_bench.solvers.batched`).

@@ -23,13 +23,13 @@ class Entry:
     """One entry of a study: a method under a name, with what is frozen and what is searched.
 
     Attributes:
-        tips: the study's known-good points, the same for all entries.
+        points_to_evaluate: the study's known-good points, the same for all entries.
     """
 
     name: str
     method: Method
     spec: MethodSpec
-    tips: tuple[dict[str, Value], ...] = ()
+    points_to_evaluate: tuple[dict[str, Value], ...] = ()
 
     @staticmethod
     def of(study: StudyFile, name: str) -> Entry:
@@ -103,9 +103,9 @@ class Entry:
         }
 
     def known(self, task: Task) -> list[dict[str, Value]]:
-        """Points that a search tries first: the defaults, the published settings, the study's tips.
+        """What a search tries first: the defaults, the published settings, the study's points.
 
-        Of each, what the search's ranges admit; a point that adds nothing is left out. What a tip
+        Of each, what the search's ranges admit; a point that adds nothing is left out. What a point
         does not say stays at its default. The published sizes of a structure are for the published
         protocol: with them one trial of a network can take longer than all the others.
         """
@@ -113,7 +113,11 @@ class Entry:
         defaults = self.defaults(task)
         sizes = {name: value for name, value in defaults.items() if name.startswith("operator.")}
         published = relative(self.published(task) | sizes, task.norm_squared())
-        for values in (defaults, published, *(defaults | tip for tip in self.tips)):
+        for values in (
+            defaults,
+            published,
+            *(defaults | point for point in self.points_to_evaluate),
+        ):
             point = {
                 name: values[name]
                 for name, search in space.items()

@@ -55,7 +55,7 @@ def linearise(operator: Preconditioner, state: State) -> Linearisation:
 
     Args:
         operator: P.
-        state: of one image, its gradient taken (`Solver.linearise`); its physics is A.
+        state: of one image, its gradient taken (`Solver.with_gradient`); its physics is A.
 
     Raises:
         UserError: images of more than `LARGEST` numbers, or a Jacobian that is not finite.
@@ -194,7 +194,7 @@ def reference_state(
         physics: A.
         operator: P, whose own trajectory it is.
     """
-    state = solver.linearise(solver.start(measurement, physics, operator))
+    state = solver.with_gradient(solver.start(measurement, physics, operator))
     for _ in range(solver.iterations // 2):
-        state = solver.linearise(solver.advance(state, operator))
+        state = solver.with_gradient(solver.advance(state, operator))
     return state

@@ -14,7 +14,7 @@ from dipa_bench import devices, digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
 from dipa_bench.evaluation.evaluate import BATCH, in_range
-from dipa_bench.methods import Reconstructor, batched
+from dipa_bench.methods import Reconstructor, as_batch
 from dipa_bench.metrics import psnr_of_mse, psnr_pooled, squared_error
 from dipa_bench.solvers import Trajectory
 from dipa_bench.tasks.base import Task
@@ -48,7 +48,7 @@ class Raced:
 
     @property
     def psnr(self) -> Tensor:
-        """Of the images that it was run on, in racing order: a bar for later races."""
+        """Of the images that it was run on, in racing order: an incumbent for later races."""
         return psnr_of_mse(self.mse)
 
     @property
@@ -136,7 +136,7 @@ def chunk_ends(count: int) -> list[int]:
     return [*ends, count]
 
 
-def significantly_below(values: np.ndarray, bar: np.ndarray) -> bool:
+def significantly_below(values: np.ndarray, incumbent: np.ndarray) -> bool:
     """Whether a candidate is to be given up: its paired differences lie below zero.
 
     One-sided signed-rank test (F. Wilcoxon, Individual comparisons by ranking methods, Biometrics
@@ -144,11 +144,11 @@ def significantly_below(values: np.ndarray, bar: np.ndarray) -> bool:
     whose mean is not below stays whatever the ranks say.
 
     Args:
-        values, bar: PSNRs of the same images, finite.
+        values, incumbent: PSNRs of the same images, finite.
     """
     from scipy.stats import wilcoxon
 
-    difference = values - bar
+    difference = values - incumbent
     if difference.mean() >= 0:
         return False
     found = wilcoxon(difference, alternative="less", zero_method="zsplit")
@@ -160,36 +160,37 @@ def race(
     reconstructors: Sequence[Reconstructor],
     task: Task,
     images: ImageSet,
-    bar: Sequence[float] | None,
+    incumbent: Sequence[float] | None,
     *,
     enabled: bool = True,
-    joined: bool = True,
+    batched: bool = True,
     batch: int = BATCH,
 ) -> list[Raced]:
     """Runs candidates on the images, as far as they may still be the best.
 
     All go through the images in one random order that depends on their number alone, in chunks that
     end at 5, 10, 20, ... images; batches have at most 64 measurements. At every end but the last a
-    candidate that is `significantly_below` the best so far leaves off: the bar, or a candidate of
-    this race with a better mean over these images. Candidates that can be run `batched` are one
-    batch. A single one always sees the same batches, so that on a CPU a repetition without a bar
-    has bit for bit the PSNRs of the chunks that both ran.
+    candidate that is `significantly_below` the best so far leaves off: the incumbent, or a
+    candidate of this race with a better mean over these images. Candidates that can be run as one
+    batch are. A single one always sees the same batches, so that on a CPU a repetition without an
+    incumbent has bit for bit the PSNRs of the chunks that both ran.
 
     How often a good setting is dropped, simulated with normal differences of spread s and 40 (400)
-    images, so 3 (7) looks: one exactly as good as the bar in 9% (19%) of races, one that is better
-    by s / 10 in 4% (6%), by s / 4 in 1.5% (2%), by s / 2 in 0.2% (0.3%). Worse by s / 2, 73% (all)
-    leave. The test is about ranks: where most differences lie slightly below zero and few far above
-    (exponential ones), it drops 29% (76%) of the settings that are as good in the mean, 18% (33%)
-    of those better by s / 10 and 8% (9%) of those better by s / 4; skewed the other way, fewer.
+    images, so 3 (7) looks: one exactly as good as the incumbent in 9% (19%) of races, one that is
+    better by s / 10 in 4% (6%), by s / 4 in 1.5% (2%), by s / 2 in 0.2% (0.3%). Worse by s / 2, 73%
+    (all) leave. The test is about ranks: where most differences lie slightly below zero and few far
+    above (exponential ones), it drops 29% (76%) of the settings that are as good in the mean, 18%
+    (33%) of those better by s / 10 and 8% (9%) of those better by s / 4; skewed the other way,
+    fewer.
 
     Args:
         reconstructors: the candidates, at least one.
         task: the task.
         images: N of them.
-        bar: PSNRs of the best setting so far on the same images, in racing order
+        incumbent: PSNRs of the best setting so far on the same images, in racing order
             (`Raced.psnr`); None where there is none.
         enabled: whether candidates may be given up; the batches are the same without.
-        joined: whether candidates run as one batch where they can; else each is run like one that
+        batched: whether candidates run as one batch where they can; else each is run like one that
             races alone, and only gives up sooner.
         batch: measurements in one run; fewer where memory is short.
 
@@ -197,12 +198,12 @@ def race(
         One for each candidate. What a reconstructor raises ends that one alone; see `Raced.check`.
 
     Raises:
-        ValueError: the bar belongs to another number of images.
+        ValueError: the incumbent belongs to another number of images.
     """
     total = len(images)
-    given = None if bar is None else np.asarray(bar, dtype=np.float64)
+    given = None if incumbent is None else np.asarray(incumbent, dtype=np.float64)
     if given is not None and len(given) != total:
-        raise ValueError(f"a bar of {len(given)} images for a race over {total}")
+        raise ValueError(f"an incumbent of {len(given)} images for a race over {total}")
     order = racing_order(total)
     truth, measured = task.pixels(images)[order], task.measure(images)[order]
     runners = [_Runner(each) for each in reconstructors]
@@ -210,7 +211,7 @@ def race(
     for end in chunk_ends(total):
         for start in range(done, end, batch):
             rows = slice(start, min(start + batch, end))
-            _run(runners, task, measured[rows], truth[rows], joined)
+            _run(runners, task, measured[rows], truth[rows], batched)
         for runner in _running(runners):
             _notice_divergence(runner)
         if enabled and end < total:
@@ -224,11 +225,11 @@ def _running(runners: Sequence[_Runner]) -> list[_Runner]:
 
 
 def _run(
-    runners: Sequence[_Runner], task: Task, measured: Tensor, truth: Tensor, joined: bool
+    runners: Sequence[_Runner], task: Task, measured: Tensor, truth: Tensor, batched: bool
 ) -> None:
     """One batch of measurements with all that still run, as many at once as `LARGEST` allows."""
     live = _running(runners)
-    most = max(1, LARGEST // len(measured)) if joined else 1
+    most = max(1, LARGEST // len(measured)) if batched else 1
     for start in range(0, len(live), most):
         group = live[start : start + most]
         if len(group) == 1 or not _run_together(group, task, measured, truth):
@@ -238,11 +239,11 @@ def _run(
 
 def _run_together(group: Sequence[_Runner], task: Task, measured: Tensor, truth: Tensor) -> bool:
     """Whether it could be done; an error says nothing about whose it is."""
-    joined = batched([runner.reconstructor for runner in group])
-    if joined is None:
+    batched = as_batch([runner.reconstructor for runner in group])
+    if batched is None:
         return False
     try:
-        runs, seconds = devices.timed(lambda: joined.run(measured, task.student), task.device)
+        runs, seconds = devices.timed(lambda: batched.run(measured, task.student), task.device)
     except Exception:  # one of them fails, or all are too much for the memory
         return False
     for runner, run in zip(group, runs, strict=True):
@@ -271,11 +272,11 @@ def _notice_divergence(runner: _Runner) -> None:
         runner.fail(Diverged("the mean PSNR is inf: a reconstruction is the truth"))
 
 
-def _compare(runners: Sequence[_Runner], bar: np.ndarray | None, seen: int) -> None:
+def _compare(runners: Sequence[_Runner], incumbent: np.ndarray | None, seen: int) -> None:
     """Gives up what is significantly worse than the best on the first `seen` images."""
     live = _running(runners)
     found = [runner.psnr for runner in live]
-    rivals = found if bar is None else [*found, bar[:seen]]
+    rivals = found if incumbent is None else [*found, incumbent[:seen]]
     if not rivals:
         return
     best = max(rivals, key=np.mean)
@@ -284,11 +285,13 @@ def _compare(runners: Sequence[_Runner], bar: np.ndarray | None, seen: int) -> N
             runner.running = False
 
 
-def _results(runners: Sequence[_Runner], bar: np.ndarray | None, total: int) -> list[Raced]:
+def _results(runners: Sequence[_Runner], incumbent: np.ndarray | None, total: int) -> list[Raced]:
     """The outcomes; those given up are estimated from the best that was run on all images."""
     whole = [runner.psnr for runner in runners if runner.error is None]
     whole = [values for values in whole if len(values) == total]
-    best = max(whole if bar is None else [*whole, bar], key=np.mean, default=np.empty(0))
+    best = max(
+        whole if incumbent is None else [*whole, incumbent], key=np.mean, default=np.empty(0)
+    )
     return [runner.result(total, _estimate(runner, best)) for runner in runners]
 
 

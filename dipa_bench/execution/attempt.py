@@ -89,7 +89,7 @@ class Attempt:
         self.reconstructor: Reconstructor | None = None
         self._update: dict[str, Any] = {"state": "finished"}
         devices.reset_peak_memory(context.task.device)
-        self._started, self._lent = time.perf_counter(), context.lent
+        self._started, self._shared_before = time.perf_counter(), context.shared_seconds
         self._paused = 0.0
 
     @property
@@ -137,7 +137,7 @@ class Attempt:
         shutil.rmtree(self._checkpoints, ignore_errors=True)
         self.metrics["fit/peak_memory"] = float(devices.peak_memory(self._context.task.device))
         self.metrics["trial/seconds"] = time.perf_counter() - self._started - self._paused
-        self.metrics["trial/borrowed"] = self._context.lent - self._lent
+        self.metrics["trial/shared_seconds"] = self._context.shared_seconds - self._shared_before
         finite = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
         done = self._record.model_copy(
             update=self._update

@@ -92,10 +92,10 @@ class StudyContext:
     @property
     def saved(self) -> float:
         """Seconds that results which were there already have saved the fits so far."""
-        return self.lent + self.operator_cache.saved
+        return self.shared_seconds + self.operator_cache.saved
 
     @property
-    def lent(self) -> float:
+    def shared_seconds(self) -> float:
         """Those of them that entries share, and another may have paid for."""
         return self.teachers.saved + self.lmmse.saved
 

@@ -13,7 +13,7 @@ from dipa_bench.evaluation.race import race
 from dipa_bench.execution.attempt import MEASURED_NOTE, Attempt, Report
 from dipa_bench.execution.context import StudyContext
 from dipa_bench.methods import Progress
-from dipa_bench.search.batches import joins, untrained
+from dipa_bench.search.batches import runs_as_batch, untrained
 from dipa_bench.tracking.records import RunRecord
 
 SETTINGS_NOTE = "settings_in_batch"  # of a trial that ran beside others
@@ -42,18 +42,18 @@ def run_trials(
     entry: Entry,
     blanks: Sequence[RunRecord],
     places: Sequence[Path],
-    bar: Sequence[float],
+    incumbent: Sequence[float],
     report: Report,
     progress: Callable[[Progress], None],
 ) -> tuple[RunRecord, ...]:
-    """Several trials; settings that need no training race, in one batch where they can be joined.
+    """Several trials; settings that need no training race, in one batch where they can be batched.
 
     Once memory did not suffice, an entry's settings are run one after the other in smaller batches.
 
     Args:
         context, entry: as for `run_trial`.
         blanks, places: of each trial.
-        bar: validation PSNRs of the best setting so far, in racing order; empty for none.
+        incumbent: validation PSNRs of the best setting so far, in racing order; empty for none.
         report, progress: as for `run_trial`.
 
     Raises:
@@ -67,7 +67,7 @@ def run_trials(
     short = entry.name in context.batches or any(MEASURED_NOTE in blank.notes for blank in blanks)
     try:
         if untrained(entry) and not short:
-            _race(context, runs, images, bar)
+            _race(context, runs, images, incumbent)
         else:
             for run in runs:
                 _measure(runs, run, images)
@@ -93,7 +93,7 @@ def run_seed(
 
 
 def _race(
-    context: StudyContext, runs: Sequence[Attempt], images: ImageSet, bar: Sequence[float]
+    context: StudyContext, runs: Sequence[Attempt], images: ImageSet, incumbent: Sequence[float]
 ) -> None:
     """Fits all, then runs them on the images as far as they may still be the best."""
     for run in runs:
@@ -103,7 +103,7 @@ def _race(
     ready = [run for run in runs if run.alive and not run.measured]
     if not ready:
         return
-    if len(ready) > 1 and joins(context):
+    if len(ready) > 1 and runs_as_batch(context):
         for run in ready:
             run.note(SETTINGS_NOTE, len(ready))
     started = time.perf_counter()
@@ -111,9 +111,9 @@ def _race(
         [run.reconstructor for run in ready],
         context.task,
         images,
-        bar if len(bar) == len(images) else None,
+        incumbent if len(incumbent) == len(images) else None,
         enabled=context.study.search.race and len(context.study.objectives) == 1,
-        joined=joins(context),
+        batched=runs_as_batch(context),
     )
     elapsed = time.perf_counter() - started
     work = [raced.seconds * len(raced.mse) for raced in found]

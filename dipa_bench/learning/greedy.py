@@ -95,7 +95,7 @@ def fit(task: Task, make: Maker, parameters: GreedyParameters, context: FitConte
         stored[0] = best(lessons, criterion)
     states = [solver.start(y, physics, operator) for y in measured]
     for iteration in range(task.iterations):
-        states = [solver.linearise(state) for state in states]
+        states = [solver.with_gradient(state) for state in states]
         if iteration or not shared:
             stored[iteration] = best(_lessons(states, truths), criterion)
         states = [solver.advance(state, operator) for state in states]

@@ -74,7 +74,7 @@ def gradient_scales(reconstructor: Iterative, task: Task, context: FitContext) -
     measured = task.measure(task.images.train.first(count))
     state, scales = solver.start(measured, task.student, plain), []
     for _ in range(solver.iterations):
-        state = solver.linearise(state)
+        state = solver.with_gradient(state)
         scales.append(state.gradient.square().mean().sqrt())
         state = solver.advance(state, plain)
     found = torch.stack(scales)

@@ -98,7 +98,7 @@ def distillation_loss(
 
     def at_end(batch: Batch, run: Unrolled) -> Tensor:
         state = State(last, run.estimate, run.estimate, batch.measurement, physics)
-        state = solver.linearise(state)
+        state = solver.with_gradient(state)
         direction = operator(state.gradient, state)
         return losses.gradient_alignment(direction, targets.gradients[batch.index])
 

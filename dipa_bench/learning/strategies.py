@@ -90,7 +90,7 @@ def unroll(
     with torch.set_grad_enabled(torch.is_grad_enabled() and cut == 0):
         state = solver.start(measurement, physics, preconditioner)
         for _ in range(cut):
-            state = solver.advance(solver.linearise(state), preconditioner)
+            state = solver.advance(solver.with_gradient(state), preconditioner)
     recomputed = parameters.strategy == "checkpointed"
     length, iterate = (_segment(total), _replayed) if recomputed else (total - cut, _iterate)
     directions: list[Tensor] = []
@@ -135,7 +135,7 @@ def _iterate(
     """The state `count` iterations later, and the directions on the way."""
     directions = []
     for _ in range(count):
-        state, direction = solver.proceed(solver.linearise(state), preconditioner)
+        state, direction = solver.proceed(solver.with_gradient(state), preconditioner)
         directions.append(direction)
     return state, directions
 

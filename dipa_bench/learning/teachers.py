@@ -217,7 +217,7 @@ def _reconstruct(
     for measured in task.measure(images, label).split(BATCH):
         state, way = solver.start(measured, physics, plain), []
         for _ in range(solver.iterations):
-            state = solver.linearise(state)
+            state = solver.with_gradient(state)
             if path:
                 way.append(state.gradient.cpu())
             state = solver.advance(state, plain)

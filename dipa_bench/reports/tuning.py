@@ -132,7 +132,7 @@ def spent(trials: pd.DataFrame) -> pd.Series:
     """What each row's search was charged for (`charged_seconds`) after each of its trials.
 
     Args:
-        trials: study, method, index, state, seconds and borrowed, in any order.
+        trials: study, method, index, state, seconds and shared_seconds, in any order.
 
     Returns:
         Seconds, never falling within a row, labelled as the rows of `trials`, in the order of
@@ -141,9 +141,9 @@ def spent(trials: pd.DataFrame) -> pd.Series:
     """
     counted = trials[~trials["state"].isin(_NOT_COUNTED)]
     counted = counted.sort_values(["study", "method", "index"], kind="stable")
-    known = counted[["seconds", "borrowed"]].astype(float).fillna(0.0)
+    known = counted[["seconds", "shared_seconds"]].astype(float).fillna(0.0)
     rows = known.groupby([counted["study"], counted["method"]], sort=False)
-    ends = [charged_seconds(row["seconds"], row["borrowed"]) for _, row in rows]
+    ends = [charged_seconds(row["seconds"], row["shared_seconds"]) for _, row in rows]
     return pd.Series(np.concatenate(ends) if ends else [], index=counted.index, dtype=float)
 
 

@@ -17,7 +17,7 @@ def untrained(entry: Entry) -> bool:
     return not entry.method.stochastic
 
 
-def joins(context: StudyContext) -> bool:
+def runs_as_batch(context: StudyContext) -> bool:
     """Whether several settings run as one batch; a CPU gains nothing, and rounds differently."""
     return context.study.search.batch is not None or context.task.device.type == "cuda"
 
@@ -33,7 +33,7 @@ def batch_of(context: StudyContext, entry: Entry, blind: bool, workers: int) -> 
     study = context.study
     if not untrained(entry) or "seconds" in study.objectives:
         return 1  # a batch's seconds are shared alike, whoever took them
-    if study.search.batch is not None or joins(context):
+    if study.search.batch is not None or runs_as_batch(context):
         return study.search.batch or GROUP
     if not blind or study.budget.minutes is not None or study.search.plateau is not None:
         return 1  # whether there is a next trial depends on this one

@@ -22,7 +22,7 @@ class Job:
         kind: of all its runs.
         records: of the runs, blank but for what they are to do.
         places: their run folders.
-        bar: validation PSNRs of the entry's best setting so far, in racing order; empty for none.
+        incumbent: validation PSNRs of the entry's best setting so far, in racing order, or empty.
         reason: why the test images are read, for a seed.
     """
 
@@ -30,7 +30,7 @@ class Job:
     kind: Literal["trial", "seed"]
     records: tuple[RunRecord, ...]
     places: tuple[Path, ...]
-    bar: tuple[float, ...] = ()
+    incumbent: tuple[float, ...] = ()
     reason: str = ""
 
     @property

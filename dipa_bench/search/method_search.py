@@ -131,8 +131,8 @@ class MethodSearch:
         self._begun[found[0].number] = time.monotonic()
         places = tuple(journal.trial_folder(self.folder, record.number) for record in found)
         best = outcome.best(list(self._ended.values()))
-        bar = tuple(best.validation) if best else ()
-        job = Job(self.entry.name, "trial", tuple(found), places, bar)
+        incumbent = tuple(best.validation) if best else ()
+        job = Job(self.entry.name, "trial", tuple(found), places, incumbent)
         self._callback.run("trial", self.entry.name, found[0].number)
         return job
 
@@ -193,8 +193,8 @@ class MethodSearch:
         value = self._best[number] = max(value, self._best.get(number, -math.inf))
         if not self._queue.report(number, step, value) or step >= study.budget.epochs:
             return None
-        bar = "below the median" if pruner_of(study) == "median" else "not in the best third"
-        return f"validation PSNR {value:.2f} dB at step {step} was {bar}"
+        why = "below the median" if pruner_of(study) == "median" else "not in the best third"
+        return f"validation PSNR {value:.2f} dB at step {step} was {why}"
 
     def tell(self, job: Job, ended: tuple[RunRecord, ...]) -> None:
         """Takes the records of a job that was done."""

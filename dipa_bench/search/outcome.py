@@ -15,7 +15,7 @@ from dipa_bench.tracking.records import RunRecord
 
 def spent(trials: Sequence[RunRecord]) -> list[float]:
     """`charged_seconds` of an entry's search after each of its trials, given in their order."""
-    costs = ("trial/seconds", "trial/borrowed")
+    costs = ("trial/seconds", "trial/shared_seconds")
     return charged_seconds(
         *([trial.metrics.get(cost, 0.0) for trial in trials] for cost in costs)
     ).tolist()

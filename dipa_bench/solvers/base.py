@@ -39,7 +39,7 @@ class Solver(ABC):
     """K iterations of x_(k+1) = update(z_k, P(A^T (A z_k - y))), with momentum between them.
 
     Differentiable in everything; treats each image of a batch by itself. Greedy fitting and
-    truncation use the parts (`start`, `linearise`, `step`), everyone else `run`.
+    truncation use the parts (`start`, `with_gradient`, `step`), everyone else `run`.
 
     Args:
         prior: the denoiser with its strength.
@@ -103,7 +103,7 @@ class Solver(ABC):
                 first = -self.step_size * preconditioner(-first, state)
         return State(0, first, first, measurement, physics)
 
-    def linearise(self, state: State) -> State:
+    def with_gradient(self, state: State) -> State:
         """The state with the residual and data gradient at its point: two operator calls."""
         residual = state.physics.A(state.point) - state.measurement
         return replace(state, residual=residual, gradient=state.physics.A_adjoint(residual))
@@ -165,7 +165,7 @@ class Solver(ABC):
         wanted = CURVES if record is True else record
         recorder = Recorder(self.iterations, reference, wanted) if record else None
         for iteration in range(self.iterations):
-            state = self.linearise(state)
+            state = self.with_gradient(state)
             if recorder:
                 recorder.observe(state, self.momentum(iteration - 1) if iteration else 0.0)
             state = self.advance(state, preconditioner)

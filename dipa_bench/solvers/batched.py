@@ -16,7 +16,7 @@ from dipa_bench.solvers.momentum import side_by_side
 from dipa_bench.solvers.number import per_image
 
 OWN = ("momentum", "_start")  # what may differ beside a solver's `settings`
-KEPT = ("run", "follow", "start", "linearise", "step", "operator_calls", "start_calls")
+KEPT = ("run", "follow", "start", "with_gradient", "step", "operator_calls", "start_calls")
 LEVELS = (0.5, 1.0)  # times a prior's default: strengths with which it is tried
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
@@ -47,7 +47,7 @@ def batchable(solvers: Sequence[Solver]) -> bool:
     return same or takes_each(first.prior)
 
 
-def join(solvers: Sequence[Solver], like: Tensor) -> Solver:
+def batched_solver(solvers: Sequence[Solver], like: Tensor) -> Solver:
     """Joinable solvers as one, for a batch of as many parts; its `start` is none of theirs.
 
     Args:
@@ -55,11 +55,11 @@ def join(solvers: Sequence[Solver], like: Tensor) -> Solver:
         like: G B x C x H x W images of the dtype and device at hand.
     """
     count = len(like) // len(solvers)
-    joined = copy.copy(solvers[0])
-    for name in joined.settings:
-        setattr(joined, name, per_image([getattr(each, name) for each in solvers], count, like))
-    joined.momentum = side_by_side([each.momentum for each in solvers], like)
-    return joined
+    found = copy.copy(solvers[0])
+    for name in found.settings:
+        setattr(found, name, per_image([getattr(each, name) for each in solvers], count, like))
+    found.momentum = side_by_side([each.momentum for each in solvers], like)
+    return found
 
 
 def takes_each(prior: Prior) -> bool:

@@ -153,7 +153,7 @@ def _trial_row(client: MlflowClient, run: Run) -> dict[str, Any]:
         "value": figures.get("val/psnr", np.nan),
         "estimate": figures.get("val/psnr_estimate", np.nan),
         "seconds": figures.get("trial/seconds", np.nan),
-        "borrowed": figures.get("trial/borrowed", np.nan),
+        "shared_seconds": figures.get("trial/shared_seconds", np.nan),
         "parameters": figures.get("parameters", np.nan),
         "seconds_per_image": figures.get("cost/seconds", np.nan),
         "params": _params(client, run),

@@ -49,9 +49,9 @@ class TaskResults:
         curves: study, method, seed, image, iteration, psnr, residual, step_norm.
         trials: study, method, number, index (place in the search; an interrupted trial and the one
             that took its place share it), state, value (validation PSNR or NaN), estimate (of it,
-            for a trial that left a race; else NaN), seconds (of fitting and validating), borrowed
-            (seconds that shared results saved it, such as a teacher that another row computed; NaN
-            in older runs), parameters (count), seconds_per_image (of one reconstruction; both NaN
+            for a trial that left a race; else NaN), seconds (of fitting and validating),
+            shared_seconds (that shared results saved it, such as a teacher that another row
+            computed), parameters (count), seconds_per_image (of one reconstruction; both NaN
             where nothing was measured), params (dict), reason.
         pictures: (study, method) to {"original/<image>" | "measurement/<image>" |
             "reconstruction/<image>": H x W array in [0, 1]}.

@@ -73,7 +73,7 @@ TRIALS = {
     "value": float,
     "estimate": float,
     "seconds": float,
-    "borrowed": float,
+    "shared_seconds": float,
     "parameters": float,
     "seconds_per_image": float,
     "params": object,

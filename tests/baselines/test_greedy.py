@@ -267,7 +267,7 @@ def test_no_step_raises_its_objective(module, name, dtype, context):
         truth = task.pixels(task.images.train)
         state = solver.start(task.measure(task.images.train), physics, operator)
         for _ in range(K):
-            state = solver.linearise(state)
+            state = solver.with_gradient(state)
             lesson = Lesson(state.point, state.gradient, state.residual, truth)
             criterion = Criterion(physics, task.norm_squared(), objective, 0.0, task.norm_squared())
             reached = objective_of(lesson, criterion, operator(state.gradient, state))

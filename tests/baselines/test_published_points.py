@@ -40,7 +40,7 @@ def test_scalar_takes_its_learned_steps(context):
     values = defaults(method.parameters, task.solver, task) | method.published(task)
     made = method.fit(task, build(method.parameters, values), context())
     measured, physics = task.measure(task.images.train), task.student
-    state = made.solver.linearise(made.solver.start(measured, physics, made.preconditioner))
+    state = made.solver.with_gradient(made.solver.start(measured, physics, made.preconditioner))
     g, found = state.gradient, linearised(task)
     taken = made.solver.step_size * made.preconditioner(g, replace(found, iteration=0))
     best = g.square().sum() / physics.A(g).square().sum()

@@ -197,7 +197,9 @@ def test_fit_has_the_units_it_says(context):
     x = z.flatten(1).numpy()
     whole = (x @ a.T - measured.flatten(1).numpy()) @ a + pull
     step = np.linalg.solve(a.T @ a + weight / 0.5 * np.eye(len(a.T)), whole.T).T
-    state = made.solver.linearise(made.solver.start(measured, task.student, made.preconditioner))
+    state = made.solver.with_gradient(
+        made.solver.start(measured, task.student, made.preconditioner)
+    )
     found = made.solver.advance(state, made.preconditioner).iterate
     np.testing.assert_allclose(found.flatten(1), x - step, atol=1e-8)
 

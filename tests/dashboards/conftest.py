@@ -139,7 +139,7 @@ def build(
                         "value": np.nan if state == "diverged" else 24 + gain - rng.exponential(),
                         "estimate": np.nan,
                         "seconds": 30.0,
-                        "borrowed": 0.0,
+                        "shared_seconds": 0.0,
                         "parameters": numbers_of(name, size) * (1 + number % 4)
                         if name == "network"
                         else numbers_of(name, size),

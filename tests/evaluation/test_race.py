@@ -94,7 +94,7 @@ def test_figures_agree_with_evaluate(task):
 
 
 def test_what_is_worse_leaves_off_early(task):
-    """After 5 images; its mean is estimated from the bar's; its costs are those of its images."""
+    """After 5 images; its mean is estimated from the incumbent's, its costs are of its images."""
     images = task.images.validation
     good, bad = race(
         [setting(task, strength=3.0), setting(task)], task, images, None, enabled=False
@@ -120,30 +120,30 @@ def test_a_better_bar_changes_no_numbers(task):
     images, watched = task.images.validation, Watched(setting(task, strength=0.4))
     (whole,) = race([watched], task, images, None)
     assert watched.batches == [5, 5, 10, 20]
-    bar = whole.psnr + 1
-    (cut,) = race([watched], task, images, bar)
+    incumbent = whole.psnr + 1
+    (cut,) = race([watched], task, images, incumbent)
     assert len(cut.psnr) == 5
     assert torch.equal(cut.psnr, whole.psnr[:5])
     assert cut.estimate == pytest.approx(whole.psnr.mean().item(), abs=1e-4)
-    (kept,) = race([watched], task, images, bar, enabled=False)
+    (kept,) = race([watched], task, images, incumbent, enabled=False)
     assert torch.equal(kept.psnr, whole.psnr)
 
 
 def test_better_and_equal_settings_are_kept(task):
-    """Against a worse bar, and against itself."""
+    """Against a worse incumbent, and against itself."""
     images = task.images.validation
     (found,) = race([setting(task)], task, images, None)
-    for bar in (found.psnr - 1, found.psnr):
-        assert race([setting(task)], task, images, bar)[0].complete
+    for incumbent in (found.psnr - 1, found.psnr):
+        assert race([setting(task)], task, images, incumbent)[0].complete
 
 
 def test_a_batch_races_against_its_own_best(task):
-    """Whatever the bar; the best is run to the end, and the numbers are those of each alone."""
+    """Whatever the incumbent; the best is run to the end, the numbers are those of each alone."""
     images = task.images.validation
     members = [setting(task, strength=s) for s in (0.05, 3.0, 0.2)]
     alone = [race([member], task, images, None)[0] for member in members]
-    bar = alone[0].psnr - 1
-    for given in (None, bar):
+    incumbent = alone[0].psnr - 1
+    for given in (None, incumbent):
         found = race(members, task, images, given)
         assert [each.complete for each in found] == [False, True, False]
         for each, expected in zip(found, alone, strict=True):
@@ -265,7 +265,7 @@ def test_signed_ranks():
 
 
 def dropped(mean, count, runs, seed=0):
-    """Share of settings that are given up; their differences to the bar have spread 1."""
+    """Share of settings that are given up; their differences to the incumbent have spread 1."""
     generator = np.random.default_rng(seed)
 
     def leaves(values):

@@ -371,8 +371,8 @@ def test_along_a_noiseless_run_the_first_gradient_does_not_count(context):
     loss = distillation_loss(reconstructor, targets, None, parameters, GradientParameters(), task)
     found = loss(Batch(torch.arange(4), measured, truth)).item()
     solver, operator = reconstructor.solver, reconstructor.preconditioner
-    state = solver.linearise(solver.start(measured, task.student, operator))
-    state = solver.linearise(solver.advance(state, operator))
+    state = solver.with_gradient(solver.start(measured, task.student, operator))
+    state = solver.with_gradient(solver.advance(state, operator))
     second, theirs = state.gradient.flatten(1), path[:, 1].flatten(1)
     expected = 1 - torch.nn.functional.cosine_similarity(second, theirs).mean()
     assert found == pytest.approx(expected.item(), rel=1e-9)

@@ -40,7 +40,7 @@ def test_scales_are_those_of_the_run_without_p(context, solver):
     for _ in range(5):
         g = task.student.A_adjoint(task.student.A(state.point) - y)
         seen.append((g**2).mean() ** 0.5)
-        state = made.solver.advance(made.solver.linearise(state), Identity())
+        state = made.solver.advance(made.solver.with_gradient(state), Identity())
     torch.testing.assert_close(ours, torch.stack(seen))
     assert ours[0] > 3 * ours[-1]  # they do shrink
 

@@ -253,7 +253,7 @@ def test_the_path_is_the_gradients_along_the_run(cache, solver, momentum):
     for k in range(4):
         expected = physics.A_adjoint(physics.A(state.point) - y)
         torch.testing.assert_close(found.path[:, k], expected, rtol=1e-10, atol=1e-12)
-        state = own.advance(own.linearise(state), Identity())
+        state = own.advance(own.with_gradient(state), Identity())
     torch.testing.assert_close(found.estimates, state.iterate)
     assert not torch.allclose(found.path[:, 3], found.gradients)  # that one is at x_K
 

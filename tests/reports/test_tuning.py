@@ -31,7 +31,7 @@ NAN = math.nan
 
 def trials(*rows: tuple) -> pd.DataFrame:
     """Trials of one search from (state, value [dB], seconds[, borrowed]), by index."""
-    names = ("state", "value", "seconds", "borrowed")
+    names = ("state", "value", "seconds", "shared_seconds")
     table = pd.DataFrame([dict(zip(names, (*row, 0.0)[:4], strict=True)) for row in rows])
     return table.assign(index=range(len(rows)), number=range(len(rows)))
 

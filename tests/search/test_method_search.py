@@ -449,7 +449,7 @@ def test_a_search_that_was_stopped_counts_what_it_spent(tmp_path: Path, lab, reg
 
 def test_what_others_paid_for_is_charged_once() -> None:
     def trial(own: float, lent: float) -> RunRecord:
-        metrics = {"trial/seconds": own, "trial/borrowed": lent}
+        metrics = {"trial/seconds": own, "trial/shared_seconds": lent}
         return RunRecord(kind="trial", study="s", task="t", method="m", metrics=metrics)
 
     found = [trial(10, 0), trial(10, 30), trial(10, 20), trial(10, 40)]

@@ -7,11 +7,11 @@ import torch
 
 from dipa_bench import parameters, registry
 from dipa_bench.errors import UserError
-from dipa_bench.methods import Batched, Iterative, batched
+from dipa_bench.methods import Batched, Iterative, as_batch
 from dipa_bench.preconditioners import Dense, Identity
 from dipa_bench.priors.base import SIGMA, Prior
 from dipa_bench.solvers import REDFISTA, PnPFISTA
-from dipa_bench.solvers.batched import join, takes_each
+from dipa_bench.solvers.batched import batched_solver, takes_each
 from dipa_bench.testing.problems import small_task, smoothing_prior
 
 MOMENTA = ("textbook", "published", "none")
@@ -68,7 +68,7 @@ def fitted(name, task, context, count=6):
 
 def compare(members, task, **tolerances):
     """Estimates, curves and costs of a batch against those of the members alone."""
-    joined = batched(members)
+    joined = as_batch(members)
     assert isinstance(joined, Batched)
     images = task.images.validation
     measured, truth = task.measure(images), task.pixels(images)
@@ -143,14 +143,14 @@ def test_what_cannot_be_joined(context):
         "tensor": iterative(prior=prior, strength=levels),
     }
     for reason, other in others.items():
-        assert batched([one, other]) is None, reason
-    assert batched([iterative(Careful, prior=prior)] * 2) is None
+        assert as_batch([one, other]) is None, reason
+    assert as_batch([iterative(Careful, prior=prior)] * 2) is None
     relaxed = [iterative(Relaxed, prior=prior, relaxation=value) for value in (0.5, 0.7, 0.5)]
-    assert batched(relaxed[:2]) is None
-    assert batched(relaxed[::2]) is not None
+    assert as_batch(relaxed[:2]) is None
+    assert as_batch(relaxed[::2]) is not None
     task = small_task()
     for name in ("anderson", "adjoint", "lmmse"):
-        assert batched(fitted_defaults(name, task, context)) is None
+        assert as_batch(fitted_defaults(name, task, context)) is None
 
 
 def fitted_defaults(name, task, context):
@@ -171,8 +171,8 @@ def test_priors_that_take_numbers_alone():
     for function in (denoise, mean_of_all):
         prior = Prior("plain", SIGMA, function)
         assert not takes_each(prior)
-        assert batched([iterative(prior=prior, strength=s) for s in (0.1, 0.3)]) is None
-        assert batched([iterative(prior=prior, step=s) for s in (0.1, 0.3)]) is not None
+        assert as_batch([iterative(prior=prior, strength=s) for s in (0.1, 0.3)]) is None
+        assert as_batch([iterative(prior=prior, step=s) for s in (0.1, 0.3)]) is not None
 
 
 @pytest.mark.parametrize("name", ["dncnn-small", "tv", "wavelet", "recursive", "nlm"])
@@ -185,13 +185,13 @@ def test_equal_settings_stay_numbers():
     """A batch of one setting runs as that setting does, bit for bit."""
     like = torch.zeros(6, 1, 4, 4)
     same = [iterative(prior=smoothing_prior()).solver for _ in range(3)]
-    solver = join(same, like)
+    solver = batched_solver(same, like)
     assert (solver.step_size, solver.strength) == (1.0, 0.1)
     assert solver.momentum is same[0].momentum
     mixed = [
         iterative(step=step, momentum=m).solver for step, m in ((1.0, "none"), (2.0, "published"))
     ]
-    solver = join(mixed, like)
+    solver = batched_solver(mixed, like)
     assert solver.step_size.flatten().tolist() == [1.0] * 3 + [2.0] * 3
     torch.testing.assert_close(solver.momentum(0).flatten(), torch.tensor([0.0] * 3 + [2 / 3] * 3))
     assert mixed[0].step_size == 1.0  # the members stay as they were
@@ -209,7 +209,7 @@ def test_a_shared_operator_is_not_cut_up():
 
     operator, prior = Seen(task.shape).requires_grad_(False), smoothing_prior()
     members = [iterative(operator=operator, prior=prior, step=step) for step in (0.5, 1.0)]
-    batched(members).run(task.measure(task.images.validation), task.student)
+    as_batch(members).run(task.measure(task.images.validation), task.student)
     assert batches == [12, 12, 12]
 
 

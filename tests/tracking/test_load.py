@@ -93,7 +93,7 @@ def test_trials_come_back(filled: str, hand: SimpleNamespace) -> None:
         assert row["reason"] == written["reason"]
         assert row["seconds"] == 1.5
         assert row["index"] == number
-        assert math.isnan(row["borrowed"])
+        assert math.isnan(row["shared_seconds"])
         measured = (9.0 + number, 0.25) if state == "finished" else (math.nan, math.nan)
         assert (row["parameters"], row["seconds_per_image"]) == pytest.approx(measured, nan_ok=True)
         value = written["metrics"].get("val/psnr", math.nan)
