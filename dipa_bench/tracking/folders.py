@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dipa_bench.errors import UserError
@@ -14,7 +13,7 @@ from dipa_bench.tracking import records
 from dipa_bench.tracking.mlflow_format import repeat_of
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.results import TaskResults
-from dipa_bench.tracking.tables import ARTIFACTS, Tables
+from dipa_bench.tracking.tables import ARTIFACTS, Tables, method_figures, trial_figures
 
 
 def study_results(folder: Path, task: str) -> TaskResults:
@@ -67,14 +66,9 @@ def _method_row(record: RunRecord, children: list[RunRecord]) -> dict[str, Any]:
     return {
         **{name: getattr(record, name) for name in (*shared, "state", "params", "started")},
         "reason": record.reason or None,
-        "parameters": figures.get("parameters", np.nan),
         "trials": int(figures.get("search/trials", kinds.count(("trial", "finished")))),
         "seeds": int(figures.get("search/seeds", kinds.count(("seed", "finished")))),
-        "seconds_per_image": figures.get("cost/seconds", np.nan),
-        "operator_calls": figures.get("cost/operator_calls", np.nan),
-        "denoiser_calls": figures.get("cost/denoiser_calls", np.nan),
-        "fit_seconds": figures.get("fit/seconds", np.nan),
-        "search_seconds": figures.get("search/seconds", np.nan),
+        **method_figures(figures),
         "start": record.params.get("solve.start"),
         "reference": record.study_file.get("reference") or None,
         "caveat": record.notes.get("caveat") or None,
@@ -90,12 +84,7 @@ def _trial_row(record: RunRecord) -> dict[str, Any]:
         "number": record.number,
         "index": record.index,
         "state": record.state,
-        "value": figures.get("val/psnr", np.nan),
-        "estimate": figures.get("val/psnr_estimate", np.nan),
-        "seconds": figures.get("trial/seconds", np.nan),
-        "shared_seconds": figures.get("trial/shared_seconds", np.nan),
-        "parameters": figures.get("parameters", np.nan),
-        "seconds_per_image": figures.get("cost/seconds", np.nan),
+        **trial_figures(figures),
         "params": record.params,
         "reason": record.reason or None,
     }

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import numpy as np
-
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.tracking import records
 from dipa_bench.tracking.connection import connect, guarded
@@ -26,7 +24,7 @@ from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.mlflow_format import decode, experiment_name
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
 from dipa_bench.tracking.results import TaskResults
-from dipa_bench.tracking.tables import ARTIFACTS, Tables
+from dipa_bench.tracking.tables import ARTIFACTS, Tables, method_figures, trial_figures
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,14 +123,9 @@ def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str
         **{name: _tag(run, name) for name in ("protocol", "preset", "state")},
         "learned": _tag(run, "learned") == "true",
         "reason": _tag(run, "reason") or None,
-        "parameters": figures.get("parameters", np.nan),
         "trials": int(figures.get("search/trials", kinds.count(("trial", "finished")))),
         "seeds": int(figures.get("search/seeds", kinds.count(("seed", "finished")))),
-        "seconds_per_image": figures.get("cost/seconds", np.nan),
-        "operator_calls": figures.get("cost/operator_calls", np.nan),
-        "denoiser_calls": figures.get("cost/denoiser_calls", np.nan),
-        "fit_seconds": figures.get("fit/seconds", np.nan),
-        "search_seconds": figures.get("search/seconds", np.nan),
+        **method_figures(figures),
         "start": params.get("solve.start"),
         "reference": _tag(run, "reference") or None,
         "caveat": _tag(run, "note.caveat") or None,
@@ -150,12 +143,7 @@ def _trial_row(client: MlflowClient, run: Run) -> dict[str, Any]:
         "number": number,
         "index": int(_tag(run, "note.index") or number),
         "state": _tag(run, "state"),
-        "value": figures.get("val/psnr", np.nan),
-        "estimate": figures.get("val/psnr_estimate", np.nan),
-        "seconds": figures.get("trial/seconds", np.nan),
-        "shared_seconds": figures.get("trial/shared_seconds", np.nan),
-        "parameters": figures.get("parameters", np.nan),
-        "seconds_per_image": figures.get("cost/seconds", np.nan),
+        **trial_figures(figures),
         "params": _params(client, run),
         "reason": _tag(run, "reason") or None,
     }

@@ -79,6 +79,22 @@ TRIALS = {
     "params": object,
     "reason": object,
 }
+OF_METHOD = {  # column to metric
+    "parameters": "parameters",
+    "seconds_per_image": "cost/seconds",
+    "operator_calls": "cost/operator_calls",
+    "denoiser_calls": "cost/denoiser_calls",
+    "fit_seconds": "fit/seconds",
+    "search_seconds": "search/seconds",
+}
+OF_TRIAL = {
+    "value": "val/psnr",
+    "estimate": "val/psnr_estimate",
+    "seconds": "trial/seconds",
+    "shared_seconds": "trial/shared_seconds",
+    "parameters": "parameters",
+    "seconds_per_image": "cost/seconds",
+}
 ARTIFACTS = (
     *(names.IMAGES, names.CURVES, names.SHIFTS),
     *(names.PICTURES, names.MATRIX, names.LINEARISATION),
@@ -147,6 +163,16 @@ class Tables:
             operators=self.operators,
             linearisations=self.linearisations,
         )
+
+
+def method_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """The columns of ``methods`` that are a run's metrics; NaN for what was not measured."""
+    return {column: figures.get(metric, np.nan) for column, metric in OF_METHOD.items()}
+
+
+def trial_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """The columns of ``trials`` that are a run's metrics; NaN for what was not measured."""
+    return {column: figures.get(metric, np.nan) for column, metric in OF_TRIAL.items()}
 
 
 def _frame(rows: list[dict[str, Any]], columns: dict[str, type]) -> pd.DataFrame:
