@@ -13,6 +13,7 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 
 from dipa_bench import registry
+from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
@@ -214,6 +215,26 @@ class Teachers(Protocol):
 
     folder: Path
     saved: float
+
+    def tuned(self, task: Task, label: float) -> SolveParameters:
+        """A teacher's own settings, tuned once on training images."""
+
+    def settings(self, task: Task, label: float, units: str) -> SolveParameters:
+        """What it runs with for a student whose steps have these units."""
+
+    def step(self, task: Task, label: float, settings: SolveParameters) -> float:
+        """Its absolute step with some settings."""
+
+    def targets(
+        self,
+        task: Task,
+        label: float,
+        images: ImageSet,
+        settings: SolveParameters,
+        *,
+        path: bool = False,
+    ) -> Any:
+        """Its reconstructions and gradients of images (`dipa_bench.learning.teachers.Targets`)."""
 
 
 AffineMap = Callable[[Tensor], Tensor]

@@ -88,9 +88,10 @@ class Study:
         request: what was asked for.
 
     Attributes:
+        where: the device.
         resolved: the study file that came of it.
         task: made from its problem.
-        workers: who does the jobs.
+        worker_config: who does the jobs.
         address: of the database that is shared with others; None for files.
         uri: of the tracking store.
 
@@ -197,11 +198,6 @@ class Study:
             words = f", {self.worker_config.count} workers"
         shared = f", shared through {redacted(self.address)}" if self.address else ""
         return words + shared
-
-
-def resolve(request: Request) -> StudyFile:
-    """The study file that a request comes to; nothing is made or checked on a device."""
-    return _resolve(request, devices.resolve(request.device))
 
 
 def repeated(study: StudyFile, count: int) -> list[StudyFile]:

@@ -1,6 +1,6 @@
 """Plants faults in a copy of the code, one at a time: the suite has to fail for each.
 
-    python tests/soak/faults.py                  # all of them, about 15 minutes on 2 cores
+    python tests/soak/faults.py                  # all of them, an hour on 2 cores
     python tests/soak/faults.py --only solvers   # those whose file has this in its path
 
 Each fault is one replacement in one file, with the tests that should see it. Exit code 0: every

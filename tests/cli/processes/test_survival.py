@@ -109,7 +109,7 @@ def probed(small: list[str]) -> list[str]:
 @pytest.fixture(scope="session")
 def parallel(tmp_path_factory, furnish, run_there, probed: list[str]) -> Path:
     """A folder with a study that two workers did, each with one of this process's two threads."""
-    folder = furnish(tmp_path_factory.mktemp("crewed"))
+    folder = furnish(tmp_path_factory.mktemp("parallel"))
     (folder / "probe.py").write_text(PROBE)
     sys.modules.pop("probe", None)
     with pytest.MonkeyPatch.context() as patch, devices.threads(2):
