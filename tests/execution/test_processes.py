@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from commands import workers
 
 from dipa_bench import devices
 from dipa_bench.config.entry import Entry
@@ -81,18 +82,6 @@ def busy(lab: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(pool=pool, entry=Entry.of(study, "identity"))
 
 
-def workers() -> list[psutil.Process]:
-    """This process's spawned ones that live."""
-    found = []
-    for child in psutil.Process().children():
-        try:
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            pass
-    return found
-
-
 def started(count: int) -> list[psutil.Process]:
     """So many of them, as soon as they have begun."""
     end = time.monotonic() + 20
@@ -161,7 +150,7 @@ def test_a_worker_that_is_asked_to_end_while_it_ends_says_nothing(
     monkeypatch.setattr(processes, "_work", work)
     monkeypatch.setattr(signal, "signal", disturbed)
     try:
-        processes._serve(None, SETUP)
+        processes._serve(None, SETUP, dict(os.environ))
     finally:
         monkeypatch.undo()
         for number, handler in handlers.items():

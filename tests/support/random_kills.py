@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import optuna
 import psutil
+from commands import Command, workers
 from mlflow import MlflowClient
 
 from dipa_bench.search.journal import JOURNAL, trial_records
@@ -20,7 +18,6 @@ from dipa_bench.tracking.mlflow_format import experiment_name
 
 METHODS = ("identity", "scalar")
 PATIENCE = 90  # seconds for a process to get to a trial
-WORKER = "spawn_main"  # in the command line of a worker process
 
 
 class Victim:
@@ -37,26 +34,22 @@ class Victim:
     """
 
     def __init__(self, options: list[str], place: Path, seed: int, sleep: float = 0.3) -> None:
-        self._command = [sys.executable, "-m", "dipa_bench", "study", *options]
+        self._command = ["study", *options]
         self._place, self._chance, self._sleep = place, random.Random(seed), sleep
-        self._process: subprocess.Popen | None = None
+        self._process: Command | None = None
         self.kills = {"study": 0, "worker": 0}
 
-    def kill_one(self, workers: bool) -> bool:
+    def kill_one(self, workers_too: bool) -> bool:
         """Kills the study, or one of its workers, at work; False once it has ended by itself."""
         if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=self._place.parents[2],
-                env={**os.environ, "DEN_SLEEP": str(self._sleep)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+            self._process = Command(
+                self._command, self._place.parents[2], {"DEN_SLEEP": str(self._sleep)}
             )
         if not self._at_work():
             return False
         time.sleep(self._chance.uniform(0, 0.8))
-        at_work = [child for child in self._children() if WORKER in " ".join(child.cmdline())]
-        if workers and at_work and self._chance.random() < 0.5:
+        at_work = workers(psutil.Process(self._process.pid)) if workers_too else []
+        if at_work and self._chance.random() < 0.5:
             self._chance.choice(at_work).kill()
             self.kills["worker"] += 1
         else:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from commands import Command
 from random_kills import METHODS, PATIENCE, Victim, check, sent_runs, states_in_journal
 
 from dipa_bench.search.journal import trial_records
@@ -24,7 +22,7 @@ pytestmark = [
 ]
 
 
-def wait_for(record: Path, process: subprocess.Popen) -> None:
+def wait_for(record: Path, process: Command) -> None:
     """Waits until the trial of a record has begun."""
     end = time.monotonic() + PATIENCE
     while not (record / records.RECORD).exists():
@@ -37,18 +35,13 @@ def test_a_killed_study_ends_like_one_that_never_was(
     work: Path, small: list[str], study, furnish, tmp_path: Path, monkeypatch
 ) -> None:
     place = work / "mlruns" / "studies" / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dipa_bench", "study", *small, *OPTIONS],
-        env={**os.environ, "DEN_SLEEP": "0.2"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = Command(["study", *small, *OPTIONS], work, {"DEN_SLEEP": "0.2"})
     try:
         wait_for(place / "scalar" / "trial-0001", process)
         assert "is being run by another process" in study(*OPTIONS).line
         time.sleep(random.Random(0).uniform(0, 0.3))
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         assert process.wait() == -signal.SIGKILL
     victims = {
         (trial.method, trial.number)
@@ -90,12 +83,7 @@ def test_a_killed_study_ends_like_one_that_never_was(
     assert sorted(sent_runs(work)) == sorted(expected)
 
 
-AT_ONCE = """
-from dipa_bench.learning import checkpoint
-checkpoint.PAUSE = 0.0
-from dipa_bench.cli.main import main
-main()
-"""
+AT_ONCE = "from dipa_bench.learning import checkpoint; checkpoint.PAUSE = 0.0"
 FITS = (
     *("--methods", "ndipa/cnn", "--trials", "1", "--name", "killed", "--set", "budget.seeds=1"),
     *("--set", "budget.epochs=8", "--set", "budget.final_epochs=8", "--set", "operator.width=8"),
@@ -107,12 +95,7 @@ def test_a_fit_killed_in_the_middle_goes_on(
 ) -> None:
     """From its checkpoint, and ends as one that was never killed; nothing of it stays behind."""
     place = work / "mlruns" / "studies" / "killed" / "ndipa__cnn"
-    process = subprocess.Popen(
-        [sys.executable, "-c", AT_ONCE, "study", *small, *FITS],
-        env={**os.environ, "DEN_SLEEP": "0.05"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = Command(["study", *small, *FITS], work, {"DEN_SLEEP": "0.05"}, prepare=AT_ONCE)
     try:
         wait_for(place / "seed-0", process)
         end = time.monotonic() + PATIENCE
@@ -152,7 +135,7 @@ def test_nothing_is_lost_or_counted_twice_after_three_kills_at_random(
     victim = Victim([*small, *options, "--workers", "2"], place, seed=2)
     try:
         for _ in range(3):
-            assert victim.kill_one(workers=True), f"the study ended after {victim.kills}"
+            assert victim.kill_one(workers_too=True), f"the study ended after {victim.kills}"
     finally:
         victim.end()
     assert study(*options).code == 0

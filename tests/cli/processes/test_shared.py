@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import Command
 from mlflow import MlflowClient
 from real_postgresql import PASSWORD, Missing, Server, postgresql
 
@@ -25,8 +23,6 @@ QUICK = """
 from dipa_bench.search import queues
 from dipa_bench.search import storage
 storage.HEARTBEAT, storage.GRACE, queues.POLL = 1, 4, 0.2
-from dipa_bench.cli.main import main
-main()
 """
 
 
@@ -44,14 +40,8 @@ class Machine:
 
     def __init__(self, folder: Path, command: list[str], url: str) -> None:
         self.folder, self.log = folder, folder / "log.txt"
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", QUICK, *command],
-                cwd=folder,
-                env={**os.environ, "DEN_SLEEP": "0.15", "DIPA_BENCH_STORAGE": url},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        surroundings = {"DEN_SLEEP": "0.15", "DIPA_BENCH_STORAGE": url}
+        self._process = Command(command, folder, surroundings, self.log, prepare=QUICK)
 
     def end(self) -> None:
         """Ends it, whatever it does."""

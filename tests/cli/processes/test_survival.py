@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import Command, workers
 
 from dipa_bench import devices
 from dipa_bench.execution import processes
@@ -78,16 +79,6 @@ def refusals(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("dipa-bench: ")]
 
 
-def living(process: psutil.Process | None = None) -> list[int]:
-    """Spawned workers below a process, by default this one."""
-    found = []
-    for child in (process or psutil.Process()).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child.pid)
-    return found
-
-
 def same_search(ours: Path, theirs: Path) -> None:
     """Asserts that two rows tried the same and found the same."""
     found, expected = counted(ours), counted(theirs)
@@ -132,7 +123,7 @@ def probing(work: Path) -> Path:
 def test_workers_do_what_one_process_does(
     parallel: Path, probing: Path, call, probed: list[str], monkeypatch
 ) -> None:
-    assert not living()
+    assert not workers()
     seen = [path.read_text() for path in parallel.glob("seen-*")]
     assert seen == ["1 1"] * 2
     assert f"seen-{os.getpid()}" not in {path.name for path in parallel.glob("seen-*")}
@@ -158,7 +149,7 @@ def test_two_at_once_with_workers(study, work: Path) -> None:
     with claimed(work / "mlruns" / "studies" / "one"):
         line = study("--methods", "identity", "--name", "one", "--workers", "2").line
     assert "is being run by another process" in line
-    assert not living()
+    assert not workers()
 
 
 @pytest.mark.slow
@@ -183,28 +174,21 @@ def test_a_setting_that_crashes_its_worker_is_a_failed_trial(
         assert "SIGSEGV" in trial.reason
     assert done.err.count("SIGSEGV; it is run again") == len(bad)
     assert records.read(place).state == "finished"
-    assert not living()
+    assert not workers()
 
 
 # ---------------------------------------------------------------------------- signals
 
 
 @pytest.fixture
-def started(work: Path, small: list[str]) -> Iterator[Callable[[], subprocess.Popen]]:
+def started(work: Path, small: list[str]) -> Iterator[Callable[[], Command]]:
     """Starts a slow study with two workers as a process group of its own."""
     running = []
 
-    def start() -> subprocess.Popen:
-        command = [sys.executable, "-m", "dipa_bench", "study", *small]
-        command += ["--methods", "identity", "--trials", "4", "--name", "one", "--workers", "2"]
-        with (work / "log").open("w") as log:
-            process = subprocess.Popen(
-                command,
-                env={**os.environ, "DEN_SLEEP": "1"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+    def start() -> Command:
+        arguments = ["study", *small, "--methods", "identity", "--trials", "4", "--name", "one"]
+        arguments += ["--workers", "2"]
+        process = Command(arguments, work, {"DEN_SLEEP": "1"}, work / "log", own_group=True)
         running.append(process)
         return process
 
@@ -215,7 +199,7 @@ def started(work: Path, small: list[str]) -> Iterator[Callable[[], subprocess.Po
         process.wait()
 
 
-def until(what: Callable[[], bool], process: subprocess.Popen) -> None:
+def until(what: Callable[[], bool], process: Command) -> None:
     end = time.monotonic() + PATIENCE
     while not what():
         assert process.poll() is None, "the study ended by itself"
@@ -233,7 +217,7 @@ def test_a_signal_ends_all_processes_and_the_same_command_goes_on(
     number: int, whole_group: bool, started, work: Path, study
 ) -> None:
     process, place = started(), place_of(work, "one", "identity")
-    until(lambda: len(living(psutil.Process(process.pid))) == 2, process)
+    until(lambda: len(workers(psutil.Process(process.pid))) == 2, process)
     until(lambda: len(list(place.glob(f"trial-*/{records.RECORD}"))) >= 2, process)
     group = psutil.Process(process.pid).children(recursive=True)
     (os.killpg if whole_group else os.kill)(process.pid, number)
@@ -288,7 +272,7 @@ def test_a_disk_that_a_worker_finds_full_stops_the_study(probing: Path, call, pr
     assert "No space left on device" in line
     assert line.count("No space") == 1
     assert "run the same command again" in line
-    assert not living()
+    assert not workers()
     place = place_of(probing, "one", "identity")
     kept = {trial.number: trial for trial in trial_records(place) if trial.state == "finished"}
     assert 0 < len(kept) < 12

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import Command
 
 PATIENCE = 90  # seconds for the server to answer
 
@@ -23,9 +22,7 @@ def test_a_terminated_ui_leaves_no_server_running(work: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with (work / "log").open("w") as log:
-        command = [sys.executable, "-m", "dipa_bench", "ui", "--port", str(port)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    process = Command(["ui", "--port", str(port)], work, log=work / "log")
     started: list[psutil.Process] = []
     try:
         end = time.monotonic() + PATIENCE
