@@ -23,7 +23,7 @@ class Entry:
     """One entry of a study: a method under a name, with what is frozen and what is searched.
 
     Attributes:
-        points_to_evaluate: the study's known-good points, the same for all entries.
+        points_to_evaluate: points that the study file gives, the same for all entries.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Entry:
         """The entry `name` of a study."""
         spec = study.methods[name]
         method = registry.get("methods", spec.method or name)
-        return Entry(name, method, spec, tuple(study.known))
+        return Entry(name, method, spec, tuple(study.points_to_evaluate))
 
     def check(self, task: Task) -> None:
         """Raises `UserError` where the entry names a teacher that the task does not have."""
@@ -102,7 +102,7 @@ class Entry:
             name: distribution(search, name in whole) for name, search in self.space(task).items()
         }
 
-    def known(self, task: Task) -> list[dict[str, Value]]:
+    def points(self, task: Task) -> list[dict[str, Value]]:
         """What a search tries first: the defaults, the published settings, the study's points.
 
         Of each, what the search's ranges admit; a point that adds nothing is left out. What a point

@@ -69,7 +69,7 @@ class SearchSpec(Strict):
     """How the trials of every entry are chosen and given up; the same for all."""
 
     sampler: Literal["tpe", "gp", "random", "qmc"] = Field(
-        "tpe", description="what draws, once known points and start-up points are tried"
+        "tpe", description="what draws, once given points and start-up points are tried"
     )
     pruner: Literal["auto", "none", "median", "halving", "hyperband"] = Field(
         "auto",
@@ -134,6 +134,7 @@ class Overlay(Strict):
 
 
 SHARED = {"problem": Problem, "budget": BudgetSpec, "search": SearchSpec}  # tables of all entries
+RENAMED = {"rules": "protocol", "known": "points_to_evaluate"}  # keys of version 0.1
 
 
 class StudyFile(Strict):
@@ -156,8 +157,8 @@ class StudyFile(Strict):
         description="of the search; with several it seeks their Pareto front, the winner has the "
         "best PSNR",
     )
-    known: list[dict[str, Value]] = Field(
-        default_factory=list, description="points that every row tries after its own"
+    points_to_evaluate: list[dict[str, Value]] = Field(
+        default_factory=list, description="points that every entry tries after its own"
     )
     shifts: dict[str, Shift] = Field(
         default_factory=dict, description="further settings at which winners are tested"
@@ -199,8 +200,8 @@ def validated(table: Mapping[str, Any]) -> StudyFile:
     Raises:
         UserError: an unknown key (with the nearest valid one), a bad type or value, or a gap.
     """
-    if "rules" in table:
-        raise UserError("the study's key 'rules' is called 'protocol' now: rename it")
+    for old in RENAMED.keys() & table.keys():
+        raise UserError(f"the study's key {old!r} is called {RENAMED[old]!r} now: rename it")
     try:
         study = StudyFile.model_validate(table)
     except ValidationError as error:

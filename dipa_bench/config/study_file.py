@@ -190,22 +190,22 @@ def _canonical(study: StudyFile) -> StudyFile:
         name: _canonical_entry(name, spec, study.problem.solver)
         for name, spec in study.methods.items()
     }
-    _check_known(study)
+    _check_points(study)
     return study.model_copy(update={"methods": entries})
 
 
-def _check_known(study: StudyFile) -> None:
-    """Every known point names parameters that some entry has, with values that one can hold.
+def _check_points(study: StudyFile) -> None:
+    """Every point to evaluate names parameters that some entry has, with values that one can hold.
 
     An entry whose own parameters are narrower takes what it can of a point.
     """
     methods = {spec.method or entry for entry, spec in study.methods.items()}
     names = {name: parameters_of(name) for name in methods}
     every = set().union(*names.values())
-    for point in study.known:
+    for point in study.points_to_evaluate:
         for parameter, value in point.items():
             if every and parameter not in every:
-                raise unknown("parameter in known", parameter, every)
+                raise unknown("parameter in points_to_evaluate", parameter, every)
             refused = []
             for name in sorted(methods):
                 if parameter not in names[name]:

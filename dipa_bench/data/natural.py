@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from dipa_bench.data.images import DatasetSpec, ImageRequest, ImageSet, Splits, square, stack
+from dipa_bench.data.photographs import HELD_OUT, TRAINING, PackagedImage
 from dipa_bench.data.sources import as_requested, packaged
 from dipa_bench.errors import UserError
-from dipa_bench.priors.train_dncnn_small import HELD_OUT, TRAINING, PackagedImage
 
 VALIDATION = {"skimage/coffee.png", "sporco/kodim23.png", "foolbox/imagenet_09_455.jpg"}
 INSTALL = {"skimage": "scikit-image", "sklearn": "scikit-learn", "pywt": "pywavelets"}

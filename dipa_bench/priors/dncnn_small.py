@@ -3,7 +3,7 @@
 It follows FFDNet (Zhang et al., 2018, https://arxiv.org/abs/1710.04026) in working at half
 resolution with a noise-level map, and Mohan et al. (2020, https://arxiv.org/abs/1906.05478) in
 leaving out every additive constant, so that it scales with its input.  The weights come with the
-package; `train_dncnn_small.py` beside this file made them.
+package; `tests/denoiser/train_dncnn_small.py` made them.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class MethodSearch:
         sampler = NumberedSampler(
             space,
             context.seed(entry.name, "search"),
-            entry.known(task) if space else (),
+            entry.points(task) if space else (),
             entry.solver_names(task),
             context.seed("solver settings"),
             conditions=entry.conditions(task),

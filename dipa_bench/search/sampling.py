@@ -1,4 +1,4 @@
-"""Which parameters a trial tries: known points, then QMC, then a model; reproducible by index."""
+"""Which parameters a trial tries: given points, then QMC, then a model; reproducible by index."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class NumberedSampler(BaseSampler):
     """Draws that depend on (study seed, entry, index of the trial, trials that ended) and no more.
 
     A trial's index is its user attribute ``index`` (as of ``study.enqueue_trial({}, {"index": 3})``
-    before ``study.ask()``), else its number. The first draws are the known points. Below `STARTUP`
-    the draw is the index-th point of a scrambled Sobol sequence, from there on a model's with a
-    seed of its own for each trial. So a resumed search goes on as if it had never stopped, and a
+    before ``study.ask()``), else its number. The first draws are the points to evaluate. Below
+    `STARTUP` the draw is the index-th point of a scrambled Sobol sequence, from there on a model's
+    with a seed of its own for each trial. So a resumed search goes on as if never stopped, and a
     trial that a dead process left behind is drawn again as it was.
 
     Below `STARTUP` all entries of a study try the same solver settings in the same trials, so that
@@ -47,13 +47,13 @@ class NumberedSampler(BaseSampler):
     its optimum) makes way for random draws after `PATIENCE`.
 
     The kinds: ``tpe``, Optuna's tree of Parzen estimators; ``gp``, its Gaussian process; ``qmc``
-    stays on the Sobol sequences; ``random`` draws all but the known points independently. In the
-    last two, entries share solver settings for good.
+    stays on the Sobol sequences; ``random`` draws all but the points to evaluate independently. In
+    the last two, entries share solver settings for good.
 
     Args:
         space: parameter to distribution.
         seed: of this entry's search.
-        known: points to try first; what one leaves open comes from the Sobol sequence.
+        points: to try first; what one leaves open comes from the Sobol sequence.
         shared: parameters that entries have in common, frozen ones included, always in one order.
         shared_seed: of their own Sobol sequence; the same for all entries of a study.
         conditions: parameter to the condition under which it counts.
@@ -68,7 +68,7 @@ class NumberedSampler(BaseSampler):
         self,
         space: Block,
         seed: int,
-        known: Sequence[Mapping[str, Value]] = (),
+        points: Sequence[Mapping[str, Value]] = (),
         shared: Sequence[str] = (),
         shared_seed: int = 0,
         conditions: Mapping[str, When] | None = None,
@@ -79,13 +79,13 @@ class NumberedSampler(BaseSampler):
             raise ValueError(f"no sampler {kind!r}: give one of {', '.join(KINDS)}")
         self._space = dict(space)
         self._seed = seed
-        self._known = tuple(known)
+        self._points = tuple(points)
         self._shared = tuple(shared)
         self._shared_seed = shared_seed
         self._conditions = dict(conditions or {})
         self._admits = admits
         self._kind = kind
-        self._first = max(STARTUP, len(self._known))  # that a model draws
+        self._first = max(STARTUP, len(self._points))  # that a model draws
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -115,16 +115,16 @@ class NumberedSampler(BaseSampler):
         return tpe.sample_independent(study, trial, param_name, param_distribution)
 
     def _point(self, index: int, attempt: int) -> dict[str, Value]:
-        """A known point or none, completed from the sequences."""
-        point = uniform_point if self._kind == "random" else sobol_point
+        """A point to evaluate or none, completed from the sequences."""
+        drawn = uniform_point if self._kind == "random" else sobol_point
         own = [name for name in self._space if name not in self._shared]
         seed = digests.seed(self._seed, "attempt", attempt) if attempt else self._seed
-        draw = point(self._space, index, self._shared_seed, self._shared)
-        draw |= point(self._space, index, seed, own)
-        if index < len(self._known):
-            known = self._known[index]
-            shared = {name: value for name, value in known.items() if name in self._shared}
-            draw |= shared if attempt else known
+        draw = drawn(self._space, index, self._shared_seed, self._shared)
+        draw |= drawn(self._space, index, seed, own)
+        if index < len(self._points):
+            point = self._points[index]
+            shared = {name: value for name, value in point.items() if name in self._shared}
+            draw |= shared if attempt else point
         return self._counted(draw)
 
     def _anywhere(self, index: int, attempt: int) -> dict[str, Value]:

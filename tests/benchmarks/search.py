@@ -9,12 +9,13 @@ them alike:
 - `plain`: `optuna.Study.optimize` with a seeded `TPESampler`; a trial fits and runs on all images
   for validation, with teachers and LMMSE map of its own; nothing is enqueued, given up or kept;
 - `tips`: a study's search as `dipa-bench study` does it, without MLflow;
-- `blank`: the same without any known point: no defaults, published settings or study's `known`.
+- `blank`: the same without any point to begin with: no defaults, published settings or
+  `points_to_evaluate`.
 
 The clocks, of the wall and of this process, run from before the search is opened until a trial that
 was validated on all images reaches the bar, Optuna, journals and records included. A search that
 has not reached it after --most trials or --seconds of CPU time counts with the time that it took.
-The bar is the best of the known points, --reference random ones and a quarter as many that TPE adds
+The bar is the best of these points, --reference random ones and a quarter as many that TPE adds
 to them; they are kept below --cache.
 """
 
@@ -191,9 +192,9 @@ class Watch(StudyCallback):
 
 
 class Blank(Entry):
-    """An entry of which nothing is known."""
+    """An entry without points to evaluate."""
 
-    def known(self, task: Task) -> list[dict[str, Value]]:
+    def points(self, task: Task) -> list[dict[str, Value]]:
         return []
 
 
@@ -224,22 +225,22 @@ def reference(task: Task, entry: Entry, budget: BudgetSpec, count: int, cache: P
     path = cache / f"reference-{entry.name.replace('/', '-')}-{key}.json"
     tried = json.loads(path.read_text()) if path.exists() else []
     cache.mkdir(parents=True, exist_ok=True)
-    known, run = entry.known(task), objective(task, entry, budget)
-    for index in range(len(tried), len(known) + count + count // 4):
+    points, run = entry.points(task), objective(task, entry, budget)
+    for index in range(len(tried), len(points) + count + count // 4):
         seed = digests.seed("reference", index) % 2**32
-        far = index < len(known) + count
+        far = index < len(points) + count
         sampler: BaseSampler = RandomSampler(seed) if far else TPESampler(seed=seed)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for params, value in [] if far else tried:
             own = {name: distributions[name] for name in params}
             study.add_trial(create_trial(params=params, distributions=own, value=value))
-        if index < len(known):
-            study.enqueue_trial(known[index])
+        if index < len(points):
+            study.enqueue_trial(points[index])
         study.optimize(run, n_trials=1)
         tried.append([study.trials[-1].params, study.trials[-1].value])
         path.write_text(json.dumps(tried))
     best, value = max(tried, key=lambda pair: pair[1])
-    near = sum(value - NEAR <= other for _, other in tried[len(known) : len(known) + count])
+    near = sum(value - NEAR <= other for _, other in tried[len(points) : len(points) + count])
     print(
         f"{entry.name}: best of {len(tried)} points {value:.3f} dB with {best}; "
         f"{near} of {count} random ones within {NEAR} dB",

@@ -454,14 +454,20 @@ def test_whole_numbers_are_searched_as_such(register) -> None:
     ("point", "words"),
     [({"solve.stepp": 1.0}, "solve.step"), ({"solve.step": -1.0}, "solve.step = -1.0")],
 )
-def test_known_points_are_checked(point: dict, words: str) -> None:
-    raw = study_file.read("sr", None) | {"known": [point]}
+def test_points_to_evaluate_are_checked(point: dict, words: str) -> None:
+    raw = study_file.read("sr", None) | {"points_to_evaluate": [point]}
     with pytest.raises(UserError, match=words):
         study_file.resolve(raw)
 
 
-def test_known_points_do_not_trouble_controls() -> None:
-    assert study_file.resolve(study_file.read("sr", None), methods="bicubic").known
+@pytest.mark.parametrize(("old", "new"), [("rules", "protocol"), ("known", "points_to_evaluate")])
+def test_keys_of_older_files_are_told(old: str, new: str) -> None:
+    with pytest.raises(UserError, match=f"'{old}' is called '{new}' now: rename it"):
+        study_file.resolve(study_file.read("sr", None) | {old: []})
+
+
+def test_points_to_evaluate_do_not_trouble_controls() -> None:
+    assert study_file.resolve(study_file.read("sr", None), methods="bicubic").points_to_evaluate
 
 
 def test_a_preset_freezes_parameters_where_rows_have_them() -> None:

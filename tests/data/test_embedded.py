@@ -12,9 +12,9 @@ import torch.nn.functional as functional
 from dipa_bench.data import sources
 from dipa_bench.data.load import load
 from dipa_bench.data.natural import crops
+from dipa_bench.data.photographs import TRAINING
 from dipa_bench.data.resizing import padded
 from dipa_bench.errors import UserError
-from dipa_bench.priors.train_dncnn_small import TRAINING
 
 
 def parts(splits):

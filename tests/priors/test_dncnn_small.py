@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import compare_classical
 import numpy as np
 import pytest
 import torch
-
-from dipa_bench.errors import UserError
-from dipa_bench.priors import compare_classical, dncnn_small, train_dncnn_small
-from dipa_bench.priors.compare_classical import (
+import train_dncnn_small
+from compare_classical import (
     Bilateral,
     NoisySet,
     NonLocalMeans,
@@ -21,10 +20,14 @@ from dipa_bench.priors.compare_classical import (
     as_denoise,
     held_out_crops,
 )
-from dipa_bench.priors.dncnn_small import DnCNNSmall, load_dncnn_small, save_dncnn_small
-from dipa_bench.priors.train_dncnn_small import HELD_OUT, TRAINING, PackagedImage, TrainingPlan
+from train_dncnn_small import TrainingPlan
 
-# What `python -m dipa_bench.priors.compare_classical --package skimage` finds best, and second.
+from dipa_bench.data.photographs import HELD_OUT, TRAINING, PackagedImage
+from dipa_bench.errors import UserError
+from dipa_bench.priors import dncnn_small
+from dipa_bench.priors.dncnn_small import DnCNNSmall, load_dncnn_small, save_dncnn_small
+
+# What `python tests/denoiser/compare_classical.py --package skimage` finds best, and second.
 CLASSICAL = {
     15: [NonLocalMeans(1.2, fast=False), TotalVariation(0.75)],
     25: [NonLocalMeans(0.7, fast=True), TotalVariation(0.75)],

@@ -164,12 +164,12 @@ def test_another_seed_is_another_search(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_known_points_and_the_start_up_are_alike(kind: str) -> None:
-    known = [{"a": 0.5, "kind": "z"}]
-    found = params(search(kind, 17, 1, known=known))
+def test_points_to_evaluate_and_the_start_up_are_alike(kind: str) -> None:
+    points = [{"a": 0.5, "kind": "z"}]
+    found = params(search(kind, 17, 1, points=points))
     point = uniform_point if kind == "random" else sobol_point
     expected = [point(SPACE, index, 1) for index in range(17)]
-    assert found[0] == expected[0] | known[0]
+    assert found[0] == expected[0] | points[0]
     assert found[1:16] == expected[1:16]
     assert (found[16] == expected[16]) == (kind in ("qmc", "random"))
 

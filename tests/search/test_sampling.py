@@ -1,4 +1,4 @@
-"""What a trial tries: known points, Sobol, then a model; the same after any interruption."""
+"""What a trial tries: given points, Sobol, then a model; the same after any interruption."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def begun(study: optuna.Study, index: int, space=SPACE) -> optuna.Trial:
     return ask(study, space)
 
 
-def draws(count: int, seed: int = 1, space=SPACE, known=(), value=None) -> list[dict]:
+def draws(count: int, seed: int = 1, space=SPACE, points=(), value=None) -> list[dict]:
     """Parameters of the first `count` trials of a fresh in-memory search."""
-    sampler = NumberedSampler(space, seed, known)
+    sampler = NumberedSampler(space, seed, points)
     study = optuna.create_study(sampler=sampler, direction="maximize")
     found = []
     for index in range(count):
@@ -96,10 +96,10 @@ def test_draws_depend_on_seed_and_index_alone() -> None:
     assert draws(4) == [sobol_point(SPACE, index, 1) for index in range(4)]
 
 
-def test_known_points_come_first_and_are_filled_up() -> None:
-    known = [{"a": 0.0, "b": 1.0, "c": "y", "d": 3}, {"a": 2.0}]
-    found = draws(4, known=known)
-    assert found[0] == known[0]
+def test_points_to_evaluate_come_first_and_are_filled_up() -> None:
+    points = [{"a": 0.0, "b": 1.0, "c": "y", "d": 3}, {"a": 2.0}]
+    found = draws(4, points=points)
+    assert found[0] == points[0]
     assert found[1] == sobol_point(SPACE, 1, 1) | {"a": 2.0}
     assert found[2:] == [sobol_point(SPACE, index, 1) for index in (2, 3)]
 
@@ -257,13 +257,13 @@ def test_other_methods_and_frozen_settings_do_not_shift_the_shared_draws(
     assert len({trial[2]["mu"] for trial in other[2:]}) == 3
 
 
-def test_known_points_of_the_study_are_tried_by_every_row(
+def test_points_to_evaluate_of_the_study_are_tried_by_every_row(
     tmp_path: Path, lab: SimpleNamespace
 ) -> None:
     tip = {"solve.start": "zero", "solve.step": 1.25, "solve.strength": 0.07}
     beyond = {"solve.start": "lmmse", "solve.strength": 1e6}  # no such strength in the range
     study = lab.resolved({"identity": {}, "hessian": {}}, trials=4)
-    study = study.model_copy(update={"known": [tip, beyond]})
+    study = study.model_copy(update={"points_to_evaluate": [tip, beyond]})
     for entry in study.methods:
         lab.search(study, tmp_path, entry)
         first, _, third, fourth = (params for _, _, params, _ in essence(tmp_path, entry))
@@ -275,11 +275,11 @@ def test_known_points_of_the_study_are_tried_by_every_row(
         assert fourth["solve.strength"] < 1
 
 
-def branched(count: int, value, admits=lambda draw: True, known=(), restart_at=None) -> list[dict]:
+def branched(count: int, value, admits=lambda draw: True, points=(), restart_at=None) -> list[dict]:
     """Parameters of the first trials of a search with conditions, journal and all."""
 
     def make() -> NumberedSampler:
-        return NumberedSampler(BRANCHES, 3, known, conditions=CONDITIONS, admits=admits)
+        return NumberedSampler(BRANCHES, 3, points, conditions=CONDITIONS, admits=admits)
 
     found: list[dict] = []
     study = optuna.create_study(sampler=make(), direction="maximize")
@@ -318,9 +318,10 @@ def test_what_the_task_refuses_is_drawn_again() -> None:
     def admits(draw: dict) -> bool:
         return draw["kind"] != "a" or draw["a.width"] <= 2
 
-    known = ({"kind": "a", "a.width": 8, "a.only": 5}, {"kind": "c"})
+    points = ({"kind": "a", "a.width": 8, "a.only": 5}, {"kind": "c"})
     free, held = (
-        branched(40, lambda draw: draw["rate"], rule, known) for rule in (lambda draw: True, admits)
+        branched(40, lambda draw: draw["rate"], rule, points)
+        for rule in (lambda draw: True, admits)
     )
     assert free[0]["a.width"] == 8
     assert all(map(admits, held))

@@ -1,6 +1,6 @@
 """Compare `DnCNNSmall` with the classical denoisers of scikit-image on the same noisy images.
 
-    python -m dipa_bench.priors.compare_classical --sigmas 15 25 50 --side 192
+    python tests/denoiser/compare_classical.py --sigmas 15 25 50 --side 192
 
 Each classical method gets a grid of settings, and the one with the best mean PSNR over the very
 images that are scored: a choice in its favour.  The network has nothing to choose.
@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from skimage import restoration
+from train_dncnn_small import center_crop
 
+from dipa_bench.data.photographs import HELD_OUT
 from dipa_bench.priors.dncnn_small import DnCNNSmall, load_dncnn_small
-from dipa_bench.priors.train_dncnn_small import HELD_OUT, center_crop
 
 Denoise = Callable[[np.ndarray, float], np.ndarray]
 """Takes an `H x W` noisy image and sigma in the units of the range [0, 1]; returns `H x W`."""
