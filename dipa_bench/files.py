@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_json(path: Path, value: object) -> None:
+@contextmanager
+def whole(path: Path, sync: bool = False) -> Iterator[Path]:
+    """A temporary path that becomes `path` at the end, so that a crash leaves no half a file.
+
+    Args:
+        path: of the file; missing folders are made.
+        sync: whether it is on the disk before it gets its name, so that even a machine that loses
+            its power leaves the old file or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.stem}-{own}.tmp{path.suffix}")
+    try:
+        yield temporary
+        if sync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes through a temporary file that `write` is given."""
+    with whole(path) as temporary:
+        write(temporary)
+
+
+def write_json(path: Path, value: object, sync: bool = False) -> None:
     """Writes a small file so that a crash leaves either the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    with whole(path, sync) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=True), encoding="utf-8")
 
 
 def first_wins(temporary: Path, path: Path) -> None:

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dipa_bench import __version__
 from dipa_bench.archive import redaction
 from dipa_bench.errors import UserError, brief
-from dipa_bench.files import write_json
+from dipa_bench.files import whole, write_json
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RECORD
 from dipa_bench.tracking.sync_state import IDENTITY, SENT
@@ -96,7 +96,7 @@ def write(folder: Path, output: Path) -> Manifest:
     study = _settings(folder / SETTINGS)
     places = redaction.places_of(study)
     files: dict[str, Entry] = {}
-    with _whole(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with whole(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, content in _contents(folder, study, places):
             files[name] = _add(archive, name, content)
         kept = redaction.without_places(study)["problem"]
@@ -104,17 +104,6 @@ def write(folder: Path, output: Path) -> Manifest:
         manifest = Manifest(version=__version__, study=folder.name, shortened=changed, files=files)
         _add(archive, MANIFEST, _encoded(manifest.model_dump(by_alias=True)))
     return manifest
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file that gets its name once it is complete."""
-    temporary = path.with_name(f".export-{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,27 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dipa_bench.files import write_whole
+
 log = logging.getLogger(__name__)
 SUFFIX = ".safetensors"
 PAUSE = 5.0  # least seconds between two writings: short epochs do not wait for the disk
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes through a temporary file, so that a crash leaves no half a file.
-
-    Args:
-        path: of the file; missing folders are made.
-        write: writes to the path that it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 Entry = TypeVar("Entry")

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
-from dipa_bench.learning.checkpoint import made_once, write_whole
+from dipa_bench.files import write_whole
+from dipa_bench.learning.checkpoint import made_once
 from dipa_bench.metrics import psnr
 from dipa_bench.preconditioners import Identity
 from dipa_bench.solvers import SolveParameters, Solver, build_solver

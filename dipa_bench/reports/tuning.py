@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from dipa_bench import statistics
 from dipa_bench.errors import unknown
@@ -222,12 +221,9 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
     Returns:
         ``(mean, low, high)``, n each; NaN where any search has no value, the ends for S = 1 too.
     """
-    count, mean = len(values), values.mean(axis=0)
-    if count < 2:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    error = values.std(axis=0, ddof=1) / math.sqrt(count)
-    half = stats.t.ppf(0.5 + level / 2, count - 1) * error
-    return mean, mean - half, mean + half
+    found = [statistics.t_interval(column, level=level) for column in values.T]
+    mean, low, high = np.array(found).reshape(-1, 3).T
+    return mean, low, high
 
 
 def verdict(results: TaskResults, reference: str | None = None) -> pd.DataFrame:
@@ -359,7 +355,7 @@ def _verdict_row(
 
 def _ends(name: str, values: np.ndarray) -> dict[str, float]:
     """A mean over searches and the ends of its interval; NaN without any."""
-    ends = map(float, interval(values)) if len(values) else (math.nan,) * 3
+    ends = statistics.t_interval(values)
     return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 

@@ -18,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from dipa_bench.errors import UserError
+from dipa_bench.search.optuna_internals import fail_waiting
 from dipa_bench.search.samplers import INDEX
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
@@ -229,7 +230,7 @@ def same_ranges(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> N
 def _close_running(study: optuna.Study, folder: Path, objectives: Objectives) -> None:
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.WAITING:  # the process ended before the trial began
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            fail_waiting(study, trial)
             continue
         place = trial_folder(folder, trial.number)
         record = records.read(place) if (place / records.RECORD).exists() else None

@@ -18,10 +18,17 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from dipa_bench.search import journal
 from dipa_bench.search.journal import Objectives
+from dipa_bench.search.optuna_internals import (
+    add_waiting,
+    identifier_of,
+    number_of,
+    rouse,
+    running_trial,
+)
 from dipa_bench.search.samplers import INDEX, index_of
 from dipa_bench.search.sampling import ask, fill
 from dipa_bench.search.storage import Heartbeat, StorageGone, retry
@@ -141,7 +148,8 @@ class SharedTrialQueue(TrialQueue):
         while True:
             trials = self._look()
             for waiting in (trial for trial in trials if trial.state == TrialState.WAITING):
-                retry(lambda waiting=waiting: self._rouse(waiting._trial_id))
+                identifier = identifier_of(waiting)
+                retry(lambda identifier=identifier: rouse(self._study, identifier))
             held = set(ended) | {record.index for record in self._read.values()}
             held |= {index_of(trial) for trial in trials if trial.state in LIVE}
             free = first_free(wanted, held, count)
@@ -162,7 +170,7 @@ class SharedTrialQueue(TrialQueue):
     def tell(self, number: int, record: RunRecord) -> bool:
         trial = self._mine.pop(number)
         text = json.dumps(record.model_dump(mode="json", exclude=set(self._kept)))
-        self._heartbeat.drop(trial._trial_id)
+        self._heartbeat.drop(identifier_of(trial))
         try:
             if record.state != "interrupted":
                 retry(lambda: trial.set_user_attr(RECORD, text))
@@ -173,7 +181,7 @@ class SharedTrialQueue(TrialQueue):
 
     def close(self) -> None:
         for number, trial in self._mine.items():
-            self._heartbeat.drop(trial._trial_id)
+            self._heartbeat.drop(identifier_of(trial))
             with suppress(StorageGone):  # others take it over
                 retry(lambda number=number: self._fail(number))
         self._mine.clear()
@@ -181,30 +189,16 @@ class SharedTrialQueue(TrialQueue):
     def _enter(self, index: int) -> optuna.Trial | None:
         """As above; None where another entry has the index."""
         study = self._study
-        entry = create_trial(state=TrialState.WAITING, user_attrs={INDEX: index})
-        identifier = study._storage.create_new_trial(study._study_id, entry)
-        self._rouse(identifier)
-        number = study._storage.get_trial(identifier).number
+        identifier = add_waiting(study, {INDEX: index})
+        rouse(study, identifier)
+        number = number_of(study, identifier)
         if not self._is_first(number, index):
             self._fail(number)
             return None
-        study._thread_local.cached_all_trials = None  # as `ask` does
-        trial = fill(optuna.Trial(study, identifier), self._space)
+        trial = fill(running_trial(study, identifier), self._space)
         self._mine[number] = trial
         self._heartbeat.add(identifier)
         return trial
-
-    def _rouse(self, identifier: int) -> None:
-        """Makes a waiting trial a running one with a first heartbeat, whoever has put it there.
-
-        So one whose process died right then is given up like any other.
-        """
-        storage = self._study._storage
-        storage.record_heartbeat(identifier)
-        try:
-            storage.set_trial_state_values(identifier, TrialState.RUNNING)
-        except UpdateFinishedTrialError:
-            pass
 
     def _fail(self, number: int) -> None:
         try:

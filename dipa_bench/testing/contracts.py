@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -208,22 +209,18 @@ class PriorContract:
 class MethodContract:
     """Subclass and set `name` to a registered method; `tasks` to the tasks it is tried on.
 
-    Each task stands with two settings of solver, precision and shape. Those of three tasks hold
-    every pair of two values, so that a test of each setting stands for their product. What only
-    reads a fitted reconstructor shares one fit of it.
+    Each task stands with one setting of solver, precision and shape; those of three tasks hold each
+    value of the three. Which of a task's two settings it is depends on the method's name, and over
+    methods they hold every pair of two values. All checks of a setting share one fit.
     """
 
     name: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("sr", "cs", "mri")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Makes one test for each of the class's `tasks`, or for each of their settings."""
-        tasks = type(self).tasks
-        if "setting" in metafunc.fixturenames:
-            found = [setting for task in tasks for setting in settings(task, tasks)]
-            metafunc.parametrize("setting", found, ids=str)
-        elif "task_name" in metafunc.fixturenames:
-            metafunc.parametrize("task_name", tasks)
+        """Makes one test for each of the class's `tasks`."""
+        if "task_name" in metafunc.fixturenames:
+            metafunc.parametrize("task_name", type(self).tasks)
 
     @property
     def method(self) -> Method:
@@ -237,9 +234,10 @@ class MethodContract:
             pytest.skip(reason)
         return made
 
-    def first(self, task_name: str) -> Setting:
-        """The first setting of a task that the method applies to, else the first."""
-        found = settings(task_name, type(self).tasks)
+    def setting(self, task_name: str) -> Setting:
+        """A task's setting for this method; the other where the method is not for that one."""
+        first, second = settings(task_name, type(self).tasks)
+        found = (second, first) if zlib.crc32(self.name.encode()) % 2 else (first, second)
         fitting = (one for one in found if self.method.unsuitable(one.task()) is None)
         return next(fitting, found[0])
 
@@ -247,7 +245,8 @@ class MethodContract:
         method = self.method
         assert method.title and method.summary and method.operator and method.rule
 
-    def test_reconstructs(self, setting: Setting) -> None:
+    def test_reconstructs(self, task_name: str) -> None:
+        setting = self.setting(task_name)
         task = self.task(setting)
         reconstructor = fitted(self.method, setting)
         found = evaluate(reconstructor, task, task.images.validation, record=True).check()
@@ -259,16 +258,21 @@ class MethodContract:
             ).estimate
         assert estimate.dtype == task.dtype
 
-    def test_fit_is_deterministic(self, task_name: str) -> None:
-        setting = self.first(task_name)
-        task = self.task(setting)
+    def test_fit_is_deterministic(self) -> None:
+        found = map(self.setting, type(self).tasks)
+        fitting = (one for one in found if self.method.unsuitable(one.task()) is None)
+        setting = next(fitting, None)
+        if setting is None:
+            pytest.skip("is for none of these tasks")
+        task = setting.task()
         once, again = (
             evaluate(made, task, task.images.validation).estimates
             for made in (fitted(self.method, setting), fit(self.method, setting))
         )
         assert torch.equal(once, again)
 
-    def test_treats_each_image_by_itself(self, setting: Setting) -> None:
+    def test_treats_each_image_by_itself(self, task_name: str) -> None:
+        setting = self.setting(task_name)
         task = self.task(setting)
         reconstructor = fitted(self.method, setting)
         measured = task.measure(task.images.validation)
@@ -279,7 +283,7 @@ class MethodContract:
         torch.testing.assert_close(alone, whole[1:2], **single)
 
     def test_published_settings_are_valid(self, task_name: str) -> None:
-        task = self.task(self.first(task_name))
+        task = self.task(self.setting(task_name))
         method = self.method
         values = parameters.defaults(method.parameters, task.solver, task)
         parameters.build(method.parameters, values | method.published(task))

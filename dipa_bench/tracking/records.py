@@ -15,8 +15,6 @@ nothing: ``dipa-bench sync`` sends later what could not be sent at once.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dipa_bench.errors import UserError
+from dipa_bench.files import write_json
 
 RECORD = "record.json"
 OLD_KEYS = {"rules"}  # of records before version 0.2
@@ -104,18 +103,7 @@ def end_time(record: RunRecord) -> float:
 
 def write(folder: Path, record: RunRecord) -> None:
     """Writes `record` into `folder` so that a crash leaves either the old or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".record-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / RECORD)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_json(folder / RECORD, record.model_dump(mode="json"), sync=True)
 
 
 def read(folder: Path) -> RunRecord:
