@@ -249,7 +249,8 @@ class FitContext:
         seed: all randomness comes from it.
         budget: of this fit.
         teachers: cached teacher reconstructions.
-        lmmse: the affine LMMSE map of the training images, fitted once and shared.
+        lmmse: the affine LMMSE map of the training images, fitted once and shared; a start that
+            gives training images out of fold (`dipa_bench.learning.cross_fitting`).
         report: call with (step, validation PSNR), step 0 being what a fit starts from; raises
             `Pruned` when the search gives up.
         progress: told of every epoch.

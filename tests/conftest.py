@@ -122,7 +122,7 @@ def context(tmp_path) -> Callable:
             seed=seed,
             budget=Budget(**budget),
             teachers=TeacherCache(tmp_path / "teachers"),
-            lmmse=lmmse.fit,
+            lmmse=lmmse.cross_fitted,
             **extra,
         )
 

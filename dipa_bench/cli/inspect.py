@@ -98,7 +98,7 @@ def show_diagnosis(
     root = Path.cwd() / RESULTS
     with tempfile.TemporaryDirectory() as scratch:  # a command that looks leaves nothing behind
         cache = studies_root(root) / TEACHERS if root.is_dir() else Path(scratch)
-        found = diagnose(made, TeacherCache(cache), lmmse.fit)
+        found = diagnose(made, TeacherCache(cache), lmmse.cross_fitted)
     table = new_table(
         "operator",
         "m",

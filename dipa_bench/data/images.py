@@ -59,9 +59,12 @@ class ImageSet:
         """`count` images spread evenly over the set (so over its subjects); all for None."""
         if count is None or count >= len(self):
             return self
-        index = np.unique(np.linspace(0, len(self) - 1, count).round().astype(int))
+        return self.at(np.unique(np.linspace(0, len(self) - 1, count).round().astype(int)))
+
+    def at(self, index: Sequence[int]) -> ImageSet:
+        """The images at some positions."""
         return ImageSet(
-            self.pixels[torch.from_numpy(index)],
+            self.pixels[torch.as_tensor(index)],
             tuple(self.names[i] for i in index),
             tuple(self.subjects[i] for i in index),
         )

@@ -77,7 +77,7 @@ class StudyContext:
 
     def __post_init__(self) -> None:
         count = self.study.budget.train_images
-        object.__setattr__(self, "lmmse", CachedPerTask(partial(lmmse.fit, count=count)))
+        object.__setattr__(self, "lmmse", CachedPerTask(partial(lmmse.cross_fitted, count=count)))
 
     @cached_property
     def shifted(self) -> dict[str, Task]:

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dipa_bench.learning.cross_fitting import training_starts
 from dipa_bench.learning.least_squares import (
     LARGEST,
     Criterion,
@@ -93,7 +94,10 @@ def fit(task: Task, make: Maker, parameters: GreedyParameters, context: FitConte
         parts = zip(at_zero, measured, truths, strict=True)
         lessons = [Lesson(torch.zeros_like(g), -g, -y, truth) for g, y, truth in parts]
         stored[0] = best(lessons, criterion)
-    states = [solver.start(y, physics, operator) for y in measured]
+    firsts = training_starts(solver, images)
+    firsts = [None] * len(measured) if firsts is None else firsts.split(BATCH)
+    pairs = zip(measured, firsts, strict=True)
+    states = [solver.start(y, physics, operator, first) for y, first in pairs]
     for iteration in range(task.iterations):
         states = [solver.with_gradient(state) for state in states]
         if iteration or not shared:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dipa_bench.data.images import ImageSet
 from dipa_bench.data.signals import is_complex
 from dipa_bench.errors import UserError
+from dipa_bench.learning.cross_fitting import CrossFitted
 from dipa_bench.metrics import psnr
 from dipa_bench.tasks.base import Task
 
@@ -55,19 +57,42 @@ def fit(task: Task, count: int | None = None) -> LMMSE:
         UserError: the measurements are complex numbers, or too many for a dense covariance; or the
             images are all alike.
     """
+    return _chosen(task, task.images.train.first(count))[0]
+
+
+def cross_fitted(task: Task, count: int | None = None) -> CrossFitted:
+    """The map of `fit`, with maps of the same ridge for training images (see `CrossFitted`).
+
+    Args, Raises: as of `fit`.
+    """
+    images = task.images.train.first(count)
+    whole, turned = _chosen(task, images)
+
+    def part(rest: ImageSet) -> LMMSE:
+        pixels = task.pixels(rest)
+        return next(_candidates(task, quarter_turns(pixels) if turned else pixels, [whole.ridge]))
+
+    return CrossFitted(task, images, whole, part)
+
+
+def _chosen(task: Task, images: ImageSet) -> tuple[LMMSE, bool]:
+    """The map with the best ridge, and whether it was fitted on quarter turns."""
     if reason := unavailable(task):
         raise UserError(f"{reason}: use another start")
-    images = task.pixels(task.images.train.first(count))
-    if not (images - images[:1]).any():
+    pixels = task.pixels(images)
+    if not (pixels - pixels[:1]).any():
         raise UserError("an LMMSE map needs at least two different training images: give more")
     validation = task.images.validation
     truth, observed = task.pixels(validation), task.measure(validation)
-
-    def quality(found: LMMSE) -> float:
-        return psnr(found(observed), truth).mean().item()
-
-    versions = [images, quarter_turns(images)] if is_complex(images) else [images]
-    return max((found for version in versions for found in _candidates(task, version)), key=quality)
+    versions = {False: pixels}
+    if is_complex(pixels):
+        versions[True] = quarter_turns(pixels)
+    found = (
+        (candidate, turned)
+        for turned, version in versions.items()
+        for candidate in _candidates(task, version)
+    )
+    return max(found, key=lambda pair: psnr(pair[0](observed), truth).mean().item())
 
 
 def quarter_turns(images: Tensor) -> Tensor:
@@ -89,15 +114,15 @@ def unavailable(task: Task) -> str | None:
 
 
 @torch.no_grad()
-def _candidates(task: Task, images: Tensor) -> Iterator[LMMSE]:
-    """The maps of all ridges, from the moments of N x C x H x W images in float64."""
+def _candidates(task: Task, images: Tensor, ridges: Sequence[float] = RIDGES) -> Iterator[LMMSE]:
+    """The maps of some ridges, from the moments of N x C x H x W images in float64."""
     measured, images = task.student.A(images).double(), images.double()
     mean, measured_mean = images.mean(0), measured.mean(0)
     x, y = (images - mean).flatten(1), (measured - measured_mean).flatten(1)
     cross, covariance = x.T @ y / len(x), y.T @ y / len(y)
     variance = covariance.diagonal().mean()
     eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    for ridge in RIDGES:
+    for ridge in ridges:
         damped = covariance + (task.noise**2 + ridge * variance) * eye
         weights = torch.linalg.solve(damped, cross.T).T
         yield LMMSE(

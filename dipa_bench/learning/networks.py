@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dipa_bench import devices
 from dipa_bench.errors import Diverged
+from dipa_bench.learning.cross_fitting import training_starts
 from dipa_bench.learning.unrolling import TrainParameters
 from dipa_bench.methods import FitContext, Iterative
 from dipa_bench.parameters import Search, Value, frozen
@@ -71,8 +72,9 @@ def gradient_scales(reconstructor: Iterative, task: Task, context: FitContext) -
     """
     count = min(context.budget.train_images or MEASURED, MEASURED)
     solver, plain = reconstructor.solver, Identity()
-    measured = task.measure(task.images.train.first(count))
-    state, scales = solver.start(measured, task.student, plain), []
+    images = task.images.train.first(count)
+    first = training_starts(solver, images)
+    state, scales = solver.start(task.measure(images), task.student, plain, first), []
     for _ in range(solver.iterations):
         state = solver.with_gradient(state)
         scales.append(state.gradient.square().mean().sqrt())

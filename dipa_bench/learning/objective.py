@@ -127,7 +127,7 @@ def distillation_loss(
     alignment = at_end if parameters.alignment == "end" else along
 
     def loss(batch: Batch) -> Tensor:
-        run = unroll(solver, operator, batch.measurement, physics, gradient)
+        run = unroll(solver, operator, batch.measurement, physics, gradient, batch.first)
         target = batch.truth if parameters.target == "sup" else targets.estimates[batch.index]
         total = parameters.weight_target * losses.imitation(run.estimate, target)
         if parameters.weight_gradient:

@@ -72,6 +72,7 @@ def unroll(
     measurement: Tensor,
     physics: LinearPhysics,
     parameters: GradientParameters,
+    first: Tensor | None = None,
 ) -> Unrolled:
     """Reconstructs a batch as `Solver.run` does, with gradients as `parameters` say.
 
@@ -84,11 +85,12 @@ def unroll(
         measurement: y, B x ...
         physics: A.
         parameters: the strategy.
+        first: x_0, as of `Solver.start`.
     """
     total = solver.iterations
     cut = total - _carrying(parameters, total)
     with torch.set_grad_enabled(torch.is_grad_enabled() and cut == 0):
-        state = solver.start(measurement, physics, preconditioner)
+        state = solver.start(measurement, physics, preconditioner, first)
         for _ in range(cut):
             state = solver.advance(solver.with_gradient(state), preconditioner)
     recomputed = parameters.strategy == "checkpointed"

@@ -17,6 +17,7 @@ from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
 from dipa_bench.learning.checkpoint import Checkpoint
+from dipa_bench.learning.cross_fitting import training_starts
 from dipa_bench.methods import GROWTH, FitContext, Progress, Reconstructor
 from dipa_bench.metrics import psnr
 from dipa_bench.parameters import Parameters, Search
@@ -57,11 +58,13 @@ class Batch:
         index: positions in the training images, B.
         measurement: y.
         truth: x, B x C x H x W.
+        first: x_0 where the start was fitted on training images, out of fold; else None.
     """
 
     index: Tensor
     measurement: Tensor
     truth: Tensor
+    first: Tensor | None = None
 
 
 Loss = Callable[[Batch], Tensor]
@@ -129,6 +132,8 @@ class _Training:
         if context.budget.rungs > 1:  # a part of the images is a random one
             self._order = torch.randperm(self._images, generator=self._generator)
         self._truth, self._measured = task.pixels(images), task.measure(images)
+        solver = getattr(reconstructor, "solver", None)
+        self._starts = None if solver is None else training_starts(solver, images)
         self._validation = task.images.validation.first(context.budget.validation_images)
         self._schedule = self._scheduler(parameters)
         self.epoch = 0
@@ -247,7 +252,8 @@ class _Training:
 
     def _step(self, place: Tensor) -> float:
         """One step of the optimiser on the training images at `place`; their loss."""
-        value = self._loss(Batch(place, self._measured[place], self._truth[place]))
+        first = None if self._starts is None else self._starts[place]
+        value = self._loss(Batch(place, self._measured[place], self._truth[place], first))
         number = value.item()
         self._first = number if self._first is None else self._first
         if not math.isfinite(number) or number > EXPLODED * max(abs(self._first), 1e-6):

@@ -104,7 +104,7 @@ def _fit_seconds(entry: Entry, task: Task, batch: int) -> float:
             seed=0,
             budget=Budget(1, train_images=batch, validation_images=1, batch_size=batch),
             teachers=TeacherCache(Path(folder)),
-            lmmse=lmmse.fit,
+            lmmse=lmmse.cross_fitted,
         )
         values = build(entry.method.parameters, entry.defaults(task))
         _, elapsed = devices.timed(lambda: entry.method.fit(task, values, context), task.device)

@@ -87,10 +87,29 @@ class Solver(ABC):
     def update(self, point: Tensor, direction: Tensor) -> Tensor:
         """x_(k+1) from z_k and the preconditioned gradient, both B x C x H x W."""
 
+    @property
+    def fitted_start(self) -> Callable[[Tensor], Tensor] | None:
+        """The function y -> x_0, where the start is one."""
+        return self._start if callable(self._start) else None
+
     def start(
-        self, measurement: Tensor, physics: LinearPhysics, preconditioner: Preconditioner
+        self,
+        measurement: Tensor,
+        physics: LinearPhysics,
+        preconditioner: Preconditioner,
+        first: Tensor | None = None,
     ) -> State:
-        """The state at x_0 = z_0."""
+        """The state at x_0 = z_0.
+
+        Args:
+            measurement: y, B x ...
+            physics: A.
+            preconditioner: P.
+            first: x_0 itself, B x C x H x W, for training images with a start that was fitted on
+                them (`dipa_bench.learning.cross_fitting`); None for the solver's own start.
+        """
+        if first is not None:
+            return State(0, first, first, measurement, physics)
         if callable(self._start):
             first = self._start(measurement)
         else:

@@ -314,7 +314,7 @@ class Setting:
         return _task(self)
 
 
-LMMSE_MAPS = CachedPerTask(lmmse.fit)
+LMMSE_MAPS = CachedPerTask(lmmse.cross_fitted)
 HALVES = (  # solver, dtype, wide; the other setting of a task has the other value of each
     ("pnp-fista", torch.float32, False),
     ("pnp-fista", torch.float64, False),

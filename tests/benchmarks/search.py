@@ -133,7 +133,7 @@ def objective(task: Task, entry: Entry, budget: BudgetSpec) -> Callable[[optuna.
                 seed=digests.seed("plain", trial.number),
                 budget=budget_of(budget, final=False),
                 teachers=teachers,
-                lmmse=lambda of: lmmse.fit(of, budget.train_images),
+                lmmse=lambda of: lmmse.cross_fitted(of, budget.train_images),
             )
             try:
                 made = entry.method.fit(task, values, context)

@@ -53,7 +53,7 @@ def curve(
         seed=0,
         budget=budget,
         teachers=teachers,
-        lmmse=lmmse.fit,
+        lmmse=lmmse.cross_fitted,
         report=report,
     )
     started = time.perf_counter()

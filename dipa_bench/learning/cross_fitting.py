@@ -1,0 +1,105 @@
+"""Maps that are fitted on training images, used on those images as on ones never seen.
+
+A start that was fitted on the training images knows them: reconstructions of them begin much nearer
+to the truth than those of any other image, and an operator that is trained from there is trained
+for a start that it will never see again. Cross-fitting gives each training image the start of a
+map that was fitted without it and without all images of its subject (Chernozhukov et al., 2018,
+"Double/debiased machine learning", doi:10.1111/ectj.12097).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dipa_bench.data.images import ImageSet
+from dipa_bench.methods import AffineMap
+from dipa_bench.solvers import Solver
+from dipa_bench.tasks.base import Task
+
+FOLDS = 5
+
+
+class CrossFitted:
+    """A map of measurements to images that is fitted on training images, and knows their folds.
+
+    Args:
+        task: gives the measurements.
+        images: the training images, at least two.
+        whole: fitted on all of them; serves every other image.
+        fit: gives the map that is fitted on some of the images.
+    """
+
+    def __init__(
+        self, task: Task, images: ImageSet, whole: AffineMap, fit: Callable[[ImageSet], AffineMap]
+    ) -> None:
+        self._task, self._images, self._fit = task, images, fit
+        self.whole = whole
+        self._starts: dict[str, Tensor] | None = None
+
+    def __call__(self, measurement: Tensor) -> Tensor:
+        """The estimate of the map of all images, for measurements B x ..."""
+        return self.whole(measurement)
+
+    @torch.no_grad()
+    def out_of_fold(self, images: ImageSet) -> Tensor:
+        """Estimates of images from their own measurements, B x C x H x W.
+
+        Each training image gets that of a map which was fitted without its subject; any other image
+        that of the map of all.
+        """
+        if self._starts is None:
+            self._starts = self._each()
+        found = self(self._task.measure(images))
+        for place, name in enumerate(images.names):
+            if name in self._starts:
+                found[place] = self._starts[name]
+        return found
+
+    def _each(self) -> dict[str, Tensor]:
+        """The out-of-fold estimate of every training image, by its name."""
+        measured, found = self._task.measure(self._images), {}
+        for held_out in folds(self._images):
+            rest = [place for place in range(len(self._images)) if place not in set(held_out)]
+            estimates = self._fit(self._images.at(rest))(measured[held_out])
+            names = [self._images.names[place] for place in held_out]
+            found |= dict(zip(names, estimates, strict=True))
+        return found
+
+
+def folds(images: ImageSet, count: int = FOLDS) -> list[list[int]]:
+    """Positions of the images of each fold; all images of a subject are in one.
+
+    Images of a single subject, which may be neighbouring slices, are cut into blocks.
+
+    Args:
+        images: at least two.
+        count: of folds, at most; there is one for each subject where those are fewer.
+    """
+    subjects = list(dict.fromkeys(images.subjects))
+    if len(subjects) == 1:
+        blocks = torch.arange(len(images)).tensor_split(min(count, len(images)))
+        return [block.tolist() for block in blocks]
+    members = {subject: [] for subject in subjects}
+    for place, subject in enumerate(images.subjects):
+        members[subject].append(place)
+    found: list[list[int]] = [[] for _ in range(min(count, len(subjects)))]
+    for subject in subjects:
+        min(found, key=len).extend(members[subject])
+    return [sorted(fold) for fold in found]
+
+
+def training_starts(solver: Solver, images: ImageSet) -> Tensor | None:
+    """x_0 of training images where the solver's start was fitted on training images.
+
+    Args:
+        solver: of the reconstructions.
+        images: that are reconstructed in training.
+
+    Returns:
+        B x C x H x W out-of-fold starts; None for any start that is not fitted.
+    """
+    out_of_fold = getattr(solver.fitted_start, "out_of_fold", None)
+    return None if out_of_fold is None else out_of_fold(images)

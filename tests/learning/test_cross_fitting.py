@@ -1,0 +1,191 @@
+"""What is fitted on training images reconstructs them as images that it has never seen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dipa_bench import registry
+from dipa_bench.data.images import ImageSet, Splits
+from dipa_bench.learning import lmmse
+from dipa_bench.learning.cross_fitting import CrossFitted, folds, training_starts
+from dipa_bench.metrics import psnr
+from dipa_bench.parameters import build, defaults
+from dipa_bench.solvers import Solver
+from dipa_bench.testing.problems import small_task
+
+SHAPE = (1, 12, 12)
+
+
+def images_of(subjects, shape=SHAPE, seed=0):
+    """Random images of some subjects."""
+    pixels = torch.rand(len(subjects), *shape, generator=torch.Generator().manual_seed(seed))
+    return ImageSet(pixels, tuple(f"{seed}-{i}" for i in range(len(subjects))), tuple(subjects))
+
+
+@pytest.fixture(scope="module")
+def alike():
+    """Fewer Gaussian images than an LMMSE map has numbers; all splits from one law."""
+    base = small_task(shape=SHAPE, dtype=torch.float64, noise=0.05)
+    rng = np.random.default_rng(0)
+    y, x = np.divmod(np.arange(144), 12)
+    distance = np.hypot(y[:, None] - y, x[:, None] - x)
+    root = np.linalg.cholesky(0.02 * np.exp(-distance / 3) + 1e-9 * np.eye(144))
+
+    def images(count, prefix):
+        draws = (0.5 + rng.standard_normal((count, 144)) @ root.T).clip(0, 1)
+        names = tuple(f"{prefix}{i}" for i in range(count))
+        pixels = torch.from_numpy(draws).float().view(count, *SHAPE)
+        return ImageSet(pixels, names, tuple(f"{prefix}{i // 2}" for i in range(count)))
+
+    return replace(base, images=Splits(images(60, "a"), images(200, "b"), images(4, "c")))
+
+
+# ---------------------------------------------------------------------------- folds
+
+
+@pytest.mark.parametrize(
+    ("subjects", "sizes"),
+    [
+        ("aabbccddee", [2] * 5),
+        ("abcdefgh", [2, 2, 2, 1, 1]),
+        ("aaaabcd", [4, 1, 1, 1]),
+        ("abab", [2, 2]),
+    ],
+)
+def test_a_subject_is_in_one_fold(subjects, sizes):
+    found = folds(images_of(subjects))
+    assert sorted(place for fold in found for place in fold) == list(range(len(subjects)))
+    assert [len(fold) for fold in found] == sizes
+    owners = [{subjects[place] for place in fold} for fold in found]
+    assert sum(map(len, owners)) == len(set(subjects))
+
+
+def test_slices_of_one_subject_are_cut_into_blocks():
+    assert folds(images_of("a" * 7), 3) == [[0, 1, 2], [3, 4], [5, 6]]
+    assert folds(images_of("aa")) == [[0], [1]]
+
+
+# ---------------------------------------------------------------------------- starts
+
+
+def test_every_image_is_left_out_with_its_subject_alone():
+    """With the mean image as the map: by hand, the mean of all other subjects' images."""
+    images = images_of("aabbcd")
+    task = small_task(shape=SHAPE)
+
+    def mean(rest):
+        return lambda y: rest.pixels.mean(0).expand(len(y), *SHAPE).clone()
+
+    made = CrossFitted(task, images, mean(images), mean)
+    found = made.out_of_fold(images)
+    for place, subject in enumerate(images.subjects):
+        others = [i for i, other in enumerate(images.subjects) if other != subject]
+        torch.testing.assert_close(found[place], images.pixels[others].mean(0))
+    other = images_of("xyz", seed=1)
+    torch.testing.assert_close(made.out_of_fold(other), mean(images)(torch.zeros(3)))
+    mixed = made.out_of_fold(images.at([4, 1]))
+    torch.testing.assert_close(mixed, found[[4, 1]])
+    torch.testing.assert_close(made(torch.zeros(2)), mean(images)(torch.zeros(2)))
+
+
+def quality(task, starts, images):
+    return psnr(starts, task.pixels(images)).mean().item()
+
+
+def test_the_lmmse_start_of_training_images_is_as_good_as_of_others(alike):
+    """Within 0.3 dB; in sample it is more than 0.7 dB better than on validation images."""
+    train, validation = alike.images.train, alike.images.validation
+    made = lmmse.cross_fitted(alike)
+    elsewhere = quality(alike, made.out_of_fold(validation), validation)
+    assert quality(alike, made(alike.measure(validation)), validation) == elsewhere
+    assert quality(alike, made.out_of_fold(train), train) == pytest.approx(elsewhere, abs=0.3)
+    assert quality(alike, made(alike.measure(train)), train) > elsewhere + 0.7
+
+
+def test_the_folds_maps_are_lmmse_maps_of_the_rest(alike):
+    made = lmmse.cross_fitted(alike)
+    whole, train = lmmse.fit(alike), alike.images.train
+    assert torch.equal(made.whole.matrix, whole.matrix)
+    left_out = folds(train)[2]
+    rest = [place for place in range(len(train)) if place not in left_out]
+    x = train.pixels[rest].double()
+    y = alike.student.A(x)
+    x, mean, y, measured_mean = x.flatten(1), x.mean(0), y.flatten(1), y.mean(0)
+    cross = np.cov(x.T.numpy(), y.T.numpy(), bias=True)
+    cxy, cyy = cross[:144, 144:], cross[144:, 144:]
+    damping = 0.05**2 + whole.ridge * np.diag(cyy).mean()
+    weights = cxy @ np.linalg.inv(cyy + damping * np.eye(len(cyy)))
+    observed = alike.measure(train.at(left_out)) - measured_mean
+    expected = mean.flatten() + observed.flatten(1) @ torch.from_numpy(weights).T
+    found = made.out_of_fold(train)[left_out].flatten(1)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+def test_a_start_that_memorises_is_caught(alike):
+    """The training image with the nearest measurement: perfect in sample, useless elsewhere."""
+
+    def nearest(images):
+        known = alike.measure(images).flatten(1)
+        return lambda y: alike.pixels(images)[torch.cdist(y.flatten(1), known).argmin(1)]
+
+    train, validation = alike.images.train, alike.images.validation
+    made = CrossFitted(alike, train, nearest(train), nearest)
+    elsewhere = quality(alike, made.out_of_fold(validation), validation)
+    assert quality(alike, made(alike.measure(train)), train) > elsewhere + 50
+    assert quality(alike, made.out_of_fold(train), train) == pytest.approx(elsewhere, abs=0.5)
+
+
+# ---------------------------------------------------------------------------- who uses them
+
+
+def fit(name, task, context, **values):
+    method = registry.get("methods", name)
+    flat = defaults(method.parameters, task.solver, task) | {"solve.start": "lmmse"} | values
+    return method.fit(task, build(method.parameters, flat), context)
+
+
+def farthest(images, others):
+    """The largest distance of an image to its nearest among others."""
+    return (images[:, None] - others[None]).flatten(2).norm(dim=2).amin(1).max().item()
+
+
+@pytest.mark.parametrize(
+    "name", ["ldipa", "dense+supervised", "pointwise+imitated", "ndipa/cnn", "dense+greedy"]
+)
+def test_training_begins_out_of_fold_and_validation_does_not(name, context, monkeypatch):
+    """Seen from the solver's start."""
+    task = small_task(iterations=2, count=10)
+    given, seen = context(epochs=1, batch_size=4), []
+    made = given.lmmse(task)
+    expected = made.out_of_fold(task.images.train)
+    given.lmmse = lambda of: made
+    start = Solver.start
+
+    def watched(self, measurement, physics, preconditioner, first=None):
+        state = start(self, measurement, physics, preconditioner, first)
+        if self.fitted_start is not None:
+            seen.append((first is not None, state.iterate.detach().clone()))
+        return state
+
+    monkeypatch.setattr(Solver, "start", watched)
+    fit(name, task, given)
+    trained = torch.cat([iterate for told, iterate in seen if told])
+    rest = [iterate for told, iterate in seen if not told]
+    assert len(trained) >= len(expected)
+    assert farthest(trained, expected) == 0
+    inside = made(task.measure(task.images.train))
+    assert farthest(expected, inside) > 1e-3
+    if rest:  # validation images start from the map of all
+        assert farthest(torch.cat(rest), made(task.measure(task.images.validation))) < 1e-6
+
+
+def test_starts_that_are_not_fitted_stay(context):
+    task = small_task(iterations=2)
+    given = context()
+    method = registry.get("methods", "identity")
+    for start in ("adjoint", "zero", "preconditioned"):
+        flat = defaults(method.parameters, task.solver, task) | {"solve.start": start}
+        solver = method.fit(task, build(method.parameters, flat), given).solver
+        assert training_starts(solver, task.images.train) is None
