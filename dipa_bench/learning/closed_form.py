@@ -25,6 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dipa_bench.data.images import ImageSet
 from dipa_bench.learning.least_squares import LARGEST, Criterion, Lesson, energy, minimiser
 from dipa_bench.learning.rules import Maker, RuleSpec
 from dipa_bench.learning.unrolling import validate
@@ -72,8 +73,15 @@ def parameters_for(operator: OperatorSpec) -> type[ClosedFormParameters]:
 
 
 @torch.no_grad()
-def lesson(task: Task, target: Target, label: float, units: str, context: FitContext) -> Lesson:
-    """All u_j and v_j of the budget's training images as one lesson of the objective ``distance``.
+def lesson(
+    task: Task,
+    target: Target,
+    label: float,
+    units: str,
+    context: FitContext,
+    images: ImageSet | None = None,
+) -> Lesson:
+    """All u_j and v_j of training images as one lesson of the objective ``distance``.
 
     Args:
         task: the task.
@@ -81,8 +89,10 @@ def lesson(task: Task, target: Target, label: float, units: str, context: FitCon
         label: of the teacher, for ``mismatch``.
         units: of the student's steps, which decide on the teacher's.
         context: gives the budget and the teachers.
+        images: those to learn from; None for the budget's training images.
     """
-    images = task.images.train.first(context.budget.train_images)
+    if images is None:
+        images = task.images.train.first(context.budget.train_images)
     truth = task.pixels(images)
     student = task.student
     if target == "truth":

@@ -4,22 +4,55 @@ A start that was fitted on the training images knows them: reconstructions of th
 to the truth than those of any other image, and an operator that is trained from there is trained
 for a start that it will never see again. Cross-fitting gives each training image the start of a
 map that was fitted without it and without all images of its subject (Chernozhukov et al., 2018,
-"Double/debiased machine learning", doi:10.1111/ectj.12097).
+"Double/debiased machine learning", doi:10.1111/ectj.12097); and it trains an operator that was
+fitted in closed form from what it would be without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dipa_bench.data.images import ImageSet
 from dipa_bench.methods import AffineMap
+from dipa_bench.preconditioners import LinearOperator
 from dipa_bench.solvers import Solver
 from dipa_bench.tasks.base import Task
 
 FOLDS = 5
+
+
+@dataclass(frozen=True)
+class HeldOutNumbers:
+    """What an operator that was fitted in closed form would be without one fold of the images.
+
+    Training moves the numbers of the operator that was fitted on all images. While it reconstructs
+    images of a fold, the operator is what was fitted without them, moved as far.
+
+    Attributes:
+        folds: positions of the images of each.
+        differences: the numbers fitted without the fold less those of all, for each fold.
+    """
+
+    folds: tuple[tuple[int, ...], ...]
+    differences: tuple[Tensor, ...]
+
+    @contextmanager
+    def without(self, operator: LinearOperator, fold: int) -> Iterator[None]:
+        """Within it `operator` is what it would be without a fold; gradients are taken inside."""
+        numbers = operator.numbers
+        kept = numbers.detach().clone()
+        with torch.no_grad():
+            numbers.add_(self.differences[fold])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                numbers.copy_(kept)
 
 
 class CrossFitted:
@@ -62,8 +95,7 @@ class CrossFitted:
         """The out-of-fold estimate of every training image, by its name."""
         measured, found = self._task.measure(self._images), {}
         for held_out in folds(self._images):
-            rest = [place for place in range(len(self._images)) if place not in set(held_out)]
-            estimates = self._fit(self._images.at(rest))(measured[held_out])
+            estimates = self._fit(without(self._images, held_out))(measured[held_out])
             names = [self._images.names[place] for place in held_out]
             found |= dict(zip(names, estimates, strict=True))
         return found
@@ -89,6 +121,12 @@ def folds(images: ImageSet, count: int = FOLDS) -> list[list[int]]:
     for subject in subjects:
         min(found, key=len).extend(members[subject])
     return [sorted(fold) for fold in found]
+
+
+def without(images: ImageSet, held_out: Sequence[int]) -> ImageSet:
+    """All images but those at some positions."""
+    left_out = set(held_out)
+    return images.at([place for place in range(len(images)) if place not in left_out])
 
 
 def training_starts(solver: Solver, images: ImageSet) -> Tensor | None:

@@ -14,6 +14,7 @@ from pydantic import Field, create_model
 
 from dipa_bench.errors import UserError
 from dipa_bench.learning import networks
+from dipa_bench.learning.cross_fitting import HeldOutNumbers
 from dipa_bench.learning.initial import FREE, Initial, initialise, obstacle
 from dipa_bench.learning.networks import NetworkTrainParameters, prepare
 from dipa_bench.learning.objective import DistillParameters, Mismatch, distillation_loss
@@ -72,7 +73,7 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
         raise UserError(untrainable(task.prior))
     distill = parameters.distill
     label = task.label_or_default(distill.teacher)
-    reconstructor = _initial(task, make, parameters, label, context)
+    reconstructor, held_out = _initial(task, make, parameters, label, context)
     images = task.images.train.first(context.budget.train_images)
     targets = mismatch = None
     taught = distill.target == "imit" or distill.weight_gradient
@@ -97,25 +98,26 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
         mismatch = Mismatch(student, teacher, step)
     loss = distillation_loss(reconstructor, targets, mismatch, distill, parameters.gradient, task)
     context.notes["gradient_strategy"] = describe(parameters.gradient, task.iterations)
-    train(reconstructor, loss, images, parameters.train, task, context)
+    train(reconstructor, loss, images, parameters.train, task, context, held_out)
     networks.conclude(reconstructor)
     return reconstructor
 
 
 def _initial(
     task: Task, make: Maker, parameters: TrainedParameters, label: float, context: FitContext
-) -> Iterative:
-    """The solver with the operator that training starts from."""
+) -> tuple[Iterative, HeldOutNumbers | None]:
+    """The solver with the operator that training starts from, and that without each fold."""
     train = parameters.train
     if isinstance(train, OperatorTrainParameters):
         operator = make(task.iterations if train.operators == "each" else 1)
         reconstructor = context.reconstructor(task, parameters.solve, operator)
-        initialise(reconstructor, make, train.initial, parameters.solve, label, task, context)
-        context.notes["initial"] = train.initial
-        return reconstructor
+        initial, solve = train.initial, parameters.solve
+        held_out = initialise(reconstructor, make, initial, solve, label, task, context)
+        context.notes["initial"] = initial
+        return reconstructor, held_out
     reconstructor = context.reconstructor(task, parameters.solve, make(task.iterations))
     prepare(reconstructor, task, context)
-    return reconstructor
+    return reconstructor, None
 
 
 def published(task: Task) -> dict[str, Value]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from dipa_bench.errors import UserError
 from dipa_bench.learning import greedy
 from dipa_bench.learning.closed_form import best_numbers, choose_ridge, lesson, normalise
-from dipa_bench.learning.least_squares import LARGEST
+from dipa_bench.learning.cross_fitting import HeldOutNumbers, folds, without
+from dipa_bench.learning.least_squares import LARGEST, Lesson
 from dipa_bench.learning.rules import Maker
 from dipa_bench.methods import FitContext, Iterative
 from dipa_bench.preconditioners import Dense, LinearOperator, Scalar
@@ -30,7 +31,7 @@ def initialise(
     label: float,
     task: Task,
     context: FitContext,
-) -> None:
+) -> HeldOutNumbers | None:
     """Sets the operator of `reconstructor` before it is trained.
 
     - ``identity``: as it is made.
@@ -51,33 +52,51 @@ def initialise(
         task: the task.
         context: of the fit.
 
+    Returns:
+        What ``mismatch`` and ``lmmse`` would have given without each fold of the training images,
+        where the operator's numbers are what is solved for; None for the other choices, and for
+        operators that only approximate the dense solution.
+
     Raises:
         UserError: the images are too large for the dense solution.
     """
     operator = reconstructor.preconditioner
     if initial == "identity":
-        return
+        return None
     if initial == "scaled":
         given = lesson(task, "mismatch", label, solve.units, context)
         step = best_numbers(_on(task, Scalar(1)), given, 0.0, task).item()
         if step > 0:  # R has the student's step in it
             operator.scale(step / (reconstructor.solver.step_size * task.norm_squared()))
-        return
+        return None
     if reason := obstacle(operator, task):
         raise UserError(f"train.initial={initial}: {reason}; use one of {', '.join(FREE)}")
     solvable = make if operator.affine is not None else partial(_dense, task)
     if initial == "greedy":
         fitted = greedy.fit(task, solvable, greedy.GreedyParameters(solve=solve), context)
         _adopt(operator, fitted.preconditioner.numbers, make)
-        return
+        return None
     target = "truth" if initial == "lmmse" else "mismatch"
-    given = lesson(task, target, label, solve.units, context)
+    images = task.images.train.first(context.budget.train_images)
 
-    def least_squares(ridge: float) -> None:
+    def least_squares(ridge: float, given: Lesson) -> None:
         _adopt(operator, best_numbers(solvable(1), given, ridge, task)[None], make)
         normalise(operator, task)
 
-    choose_ridge(reconstructor, least_squares, task, context)
+    given = lesson(task, target, label, solve.units, context, images)
+    choose_ridge(reconstructor, partial(least_squares, given=given), task, context)
+    if operator.affine is None or len(images) < 2:
+        return None
+    whole = operator.numbers.detach().clone()
+    parts, differences = folds(images), []
+    for held_out in parts:
+        rest = without(images, held_out)
+        part = lesson(task, target, label, solve.units, context, rest)
+        least_squares(context.notes["ridge"], part)
+        differences.append(operator.numbers.detach() - whole)
+    with torch.no_grad():
+        operator.numbers.copy_(whole)
+    return HeldOutNumbers(tuple(map(tuple, parts)), tuple(differences))
 
 
 def obstacle(operator: LinearOperator, task: Task) -> str | None:

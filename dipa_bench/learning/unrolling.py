@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from dipa_bench import digests
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
 from dipa_bench.learning.checkpoint import Checkpoint
-from dipa_bench.learning.cross_fitting import training_starts
+from dipa_bench.learning.cross_fitting import HeldOutNumbers, training_starts
 from dipa_bench.methods import GROWTH, FitContext, Progress, Reconstructor
 from dipa_bench.metrics import psnr
 from dipa_bench.parameters import Parameters, Search
@@ -77,6 +78,7 @@ def train(
     parameters: TrainParameters,
     task: Task,
     context: FitContext,
+    held_out: HeldOutNumbers | None = None,
 ) -> None:
     """Minimises `loss` over the parameters of `reconstructor.module` and keeps the best epoch's.
 
@@ -90,12 +92,14 @@ def train(
         parameters: of the optimiser.
         task: gives measurements and validation images.
         context: budget, seed, reports, checkpoint folder.
+        held_out: what a linear operator fitted in closed form would be without each fold of the
+            images: then each batch is of one fold, and the operator what it is without it.
 
     Raises:
         Diverged: the loss became NaN, infinite or a thousand times what it was.
         Pruned: from the context's report.
     """
-    training = _Training(reconstructor, loss, images, parameters, task, context)
+    training = _Training(reconstructor, loss, images, parameters, task, context, held_out)
     checkpoint = Checkpoint(context.folder, training.key)
     kept = checkpoint.read()
     if kept is not None:
@@ -121,7 +125,9 @@ class _Training:
         parameters: TrainParameters,
         task: Task,
         context: FitContext,
+        held_out: HeldOutNumbers | None,
     ) -> None:
+        self._held_out = held_out
         self._reconstructor, self._loss, self._task = reconstructor, loss, task
         self._context, self._clip = context, parameters.clip
         self._module = reconstructor.module
@@ -164,8 +170,12 @@ class _Training:
         total, self.epoch = 0.0, self.epoch + 1
         order = self._order[: self._images_in(self.epoch)]
         shuffled = order[torch.randperm(len(order), generator=self._generator)]
-        for index in shuffled.split(self._context.budget.batch_size):
-            total += self._step(index.to(self._task.device)) * len(index)
+        batches = self._batches(shuffled)
+        if self._held_out is not None:
+            mixed = torch.randperm(len(batches), generator=self._generator)
+            batches = [batches[place] for place in mixed]
+        for fold, index in batches:
+            total += self._step(index.to(self._task.device), fold) * len(index)
         quality = validate(self._reconstructor, self._task, self._validation)
         if self._per_epoch:
             self._schedule.step(quality)
@@ -250,22 +260,40 @@ class _Training:
         for epoch, quality in self._qualities:
             self._context.report(epoch, quality)
 
-    def _step(self, place: Tensor) -> float:
-        """One step of the optimiser on the training images at `place`; their loss."""
+    def _batches(self, order: Tensor) -> list[tuple[int | None, Tensor]]:
+        """Positions of an epoch's images, batch after batch, each with the fold that it is of."""
+        size = self._context.budget.batch_size
+        if self._held_out is None:
+            return [(None, index) for index in order.split(size)]
+        return [
+            (fold, index)
+            for fold, members in enumerate(self._held_out.folds)
+            for index in order[torch.isin(order, torch.tensor(members))].split(size)
+            if len(index)
+        ]
+
+    def _step(self, place: Tensor, fold: int | None) -> float:
+        """One step of the optimiser on the training images at `place`, of a fold; their loss."""
         first = None if self._starts is None else self._starts[place]
-        value = self._loss(Batch(place, self._measured[place], self._truth[place], first))
+        batch = Batch(place, self._measured[place], self._truth[place], first)
+        self._optimizer.zero_grad(set_to_none=True)
+        with nullcontext() if fold is None else self._held_out.without(self._module, fold):
+            number = self._backward(self._loss(batch))
+        torch.nn.utils.clip_grad_norm_(self._module.parameters(), self._clip)
+        self._optimizer.step()
+        if not self._per_epoch:
+            self._schedule.step()
+        return number
+
+    def _backward(self, value: Tensor) -> float:
+        """Takes the gradient of a loss, which is returned as a number."""
         number = value.item()
         self._first = number if self._first is None else self._first
         if not math.isfinite(number) or number > EXPLODED * max(abs(self._first), 1e-6):
             raise Diverged(
                 f"training loss {number:.3g} in epoch {self.epoch} (first: {self._first:.3g})"
             )
-        self._optimizer.zero_grad(set_to_none=True)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(self._module.parameters(), self._clip)
-        self._optimizer.step()
-        if not self._per_epoch:
-            self._schedule.step()
         return number
 
     def _images_in(self, epoch: int) -> int:
@@ -283,7 +311,7 @@ class _Training:
             )
         budget = self._context.budget
         steps = sum(
-            math.ceil(self._images_in(epoch) / budget.batch_size)
+            len(self._batches(self._order[: self._images_in(epoch)]))
             for epoch in range(1, budget.epochs + 1)
         )
         return torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, T_max=steps)

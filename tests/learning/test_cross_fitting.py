@@ -8,8 +8,8 @@ import torch
 
 from dipa_bench import registry
 from dipa_bench.data.images import ImageSet, Splits
-from dipa_bench.learning import lmmse
-from dipa_bench.learning.cross_fitting import CrossFitted, folds, training_starts
+from dipa_bench.learning import lmmse, unrolling
+from dipa_bench.learning.cross_fitting import CrossFitted, folds, training_starts, without
 from dipa_bench.metrics import psnr
 from dipa_bench.parameters import build, defaults
 from dipa_bench.solvers import Solver
@@ -179,6 +179,70 @@ def test_training_begins_out_of_fold_and_validation_does_not(name, context, monk
     assert farthest(expected, inside) > 1e-3
     if rest:  # validation images start from the map of all
         assert farthest(torch.cat(rest), made(task.measure(task.images.validation))) < 1e-6
+
+
+@pytest.mark.parametrize("initial", ["lmmse", "mismatch"])
+def test_a_closed_form_is_trained_as_if_without_each_fold(initial, context, monkeypatch):
+    """Each batch is of one fold; P is what other images alone give, moved as far as training has.
+
+    What other images alone give is fitted by the rule ``closed-form`` on a task that has no others.
+    """
+    task = small_task(iterations=2, count=10)
+    given, seen = context(epochs=2, batch_size=4), []
+    parts = folds(task.images.train)
+
+    class Watched(unrolling._Training):
+        def _step(self, place, fold):
+            before = self._module.matrix.detach().clone()
+            assert set(place.tolist()) <= set(parts[fold])
+            loss = self._loss
+
+            def told(batch):
+                seen.append((fold, self._module.matrix.detach() - before))
+                return loss(batch)
+
+            self._loss = told
+            number = super()._step(place, fold)
+            self._loss = loss
+            return number
+
+    monkeypatch.setattr(unrolling, "_Training", Watched)
+    fit("dense+distilled-r", task, given, **{"train.initial": initial})
+    assert {fold for fold, _ in seen} == set(range(len(parts)))
+    assert len(seen) == 2 * sum(-(-len(part) // 4) for part in parts)
+
+    def alone(images):
+        target = "truth" if initial == "lmmse" else "mismatch"
+        values = {"target": target, "ridge": given.notes["ridge"]}
+        splits = replace(task.images, train=images)
+        other = replace(task, images=splits)
+        return fit("dense+closed-form", other, context(), **values).preconditioner.matrix
+
+    whole = alone(task.images.train)
+    for fold, difference in seen:
+        rest = without(task.images.train, parts[fold])
+        torch.testing.assert_close(difference, alone(rest) - whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "initial"),
+    [
+        ("dense+distilled", "identity"),
+        ("dense+distilled-r", "scaled"),
+        ("low-rank+imitated", "lmmse"),
+    ],
+)
+def test_other_initial_operators_are_trained_as_they_are(name, initial, context, monkeypatch):
+    task = small_task(iterations=2, count=10)
+    told = []
+    real = unrolling._Training._step
+    monkeypatch.setattr(
+        unrolling._Training,
+        "_step",
+        lambda self, place, fold: (told.append(fold), real(self, place, fold))[1],
+    )
+    fit(name, task, context(epochs=1, batch_size=4), **{"train.initial": initial})
+    assert told and set(told) == {None}
 
 
 def test_starts_that_are_not_fitted_stay(context):
