@@ -111,7 +111,7 @@ class Anderson:
             state = solver.with_gradient(state)
             if recorder:
                 recorder.observe(state, 0.0)
-            image = solver.update(state.point, state.gradient)
+            image = solver.update(state.point, state.gradient, state.iteration)
             points = [*points, state.point][-self.memory :]
             residuals = [*residuals, image - state.point][-self.memory :]
             following = self._combine(points, residuals)

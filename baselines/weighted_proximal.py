@@ -132,11 +132,13 @@ class WholeGradientRED(REDFISTA):
     P acts on both terms, so that it leaves the fixed point where it is.
     """
 
-    def update(self, point: Tensor, direction: Tensor) -> Tensor:
+    def update(self, point: Tensor, direction: Tensor, iteration: int) -> Tensor:
         return descend(point, direction, self.step_size)
 
     def proceed(self, state: State, preconditioner: Preconditioner) -> tuple[State, Tensor]:
-        pull = self.weight * (state.point - self.prior(state.point, self.strength))
+        pull = self.weight * (
+            state.point - self.prior(state.point, self.strength_at(state.iteration))
+        )
         whole = state.gradient + pull
         direction = preconditioner(whole, state)
         memory = preconditioner.remember(whole, state)
@@ -152,6 +154,7 @@ def fit(task: Task, parameters: WeightedProximalParameters, context: FitContext)
         weight=weight,
         step=1.0,
         strength=solve.strength,
+        decay=solve.decay,
         iterations=task.iterations,
         momentum=solve.momentum,
         start=context.lmmse(task) if solve.start == "lmmse" else solve.start,

@@ -255,7 +255,14 @@ def _tuned(
     distributions = {name: distribution(search) for name, search in space.items()}
     seed = digests.seed(context.study.seed, run.entry.name, "transfer")
     shared = digests.seed(context.study.seed, "solver settings")
-    sampler = NumberedSampler(distributions, seed, known, run.entry.solver_names(task), shared)
+    sampler = NumberedSampler(
+        distributions,
+        seed,
+        known,
+        run.entry.solver_names(task),
+        shared,
+        limits=run.entry.limits(task),
+    )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

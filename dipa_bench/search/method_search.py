@@ -87,6 +87,7 @@ class MethodSearch:
             context.seed("solver settings"),
             conditions=entry.conditions(task),
             admits=partial(entry.admits, task),
+            limits=entry.limits(task),
             kind=context.study.search.sampler,
         )
         self._queue = self._queues.trials(

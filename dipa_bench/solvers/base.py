@@ -44,9 +44,11 @@ class Solver(ABC):
     Args:
         prior: the denoiser with its strength.
         step: alpha > 0, absolute.
-        strength: the prior's, in its own unit.
+        strength: the prior's in the first iteration, in its own unit.
         iterations: K >= 1; the result is x_K.
         momentum: ``textbook``, ``published`` or ``none``.
+        decay: the prior's strength in the last iteration relative to the first's; between them it
+            changes geometrically. 1 for a constant one.
         start: x_0 as ``adjoint`` (A^T y, as published), ``zero``, ``preconditioned``
             (alpha P A^T y: one preconditioned step from zero), or a function y -> x_0.
 
@@ -60,7 +62,7 @@ class Solver(ABC):
     """
 
     denoiser_calls = 1  # per iteration
-    settings: ClassVar[tuple[str, ...]] = ("step_size", "strength")
+    settings: ClassVar[tuple[str, ...]] = ("step_size", "strength", "decay")
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Solver(ABC):
         strength: Number,
         iterations: int,
         momentum: str = "textbook",
+        decay: Number = 1.0,
         start: str | Callable[[Tensor], Tensor] = "adjoint",
     ) -> None:
         if momentum not in momentum_rules.RULES:
@@ -79,13 +82,20 @@ class Solver(ABC):
         self.prior = prior
         self.step_size = step
         self.strength = strength
+        self.decay = decay
         self.iterations = iterations
         self.momentum: momentum_rules.Rule = momentum_rules.RULES[momentum]
         self._start = start
 
     @abstractmethod
-    def update(self, point: Tensor, direction: Tensor) -> Tensor:
+    def update(self, point: Tensor, direction: Tensor, iteration: int) -> Tensor:
         """x_(k+1) from z_k and the preconditioned gradient, both B x C x H x W."""
+
+    def strength_at(self, iteration: int) -> Number:
+        """The prior's strength in iteration k, geometric from the first to the last."""
+        if not isinstance(self.decay, Tensor) and self.decay == 1:
+            return self.strength
+        return self.strength * self.decay ** (iteration / max(1, self.iterations - 1))
 
     @property
     def fitted_start(self) -> Callable[[Tensor], Tensor] | None:
@@ -129,7 +139,7 @@ class Solver(ABC):
 
     def step(self, state: State, direction: Tensor) -> State:
         """The next iteration's state, its gradient not yet taken; the memory stays as it is."""
-        iterate = self.update(state.point, direction)
+        iterate = self.update(state.point, direction, state.iteration)
         return replace(
             state,
             iteration=state.iteration + 1,

@@ -43,7 +43,9 @@ def batchable(solvers: Sequence[Solver]) -> bool:
         rest = values.keys() - free
         if not all(_alike(values[name], vars(first)[name]) for name in rest):
             return False
-    same = all(solver.strength == first.strength for solver in solvers)
+    same = all(
+        (solver.strength, solver.decay) == (first.strength, first.decay) for solver in solvers
+    )
     return same or takes_each(first.prior)
 
 

@@ -14,8 +14,8 @@ from dipa_bench.solvers.number import Number
 class PnPFISTA(Solver):
     """x_(k+1) = D(z_k - alpha P(grad f(z_k)); strength), DIPA (4)."""
 
-    def update(self, point: Tensor, direction: Tensor) -> Tensor:
-        return self.prior(descend(point, direction, self.step_size), self.strength)
+    def update(self, point: Tensor, direction: Tensor, iteration: int) -> Tensor:
+        return self.prior(descend(point, direction, self.step_size), self.strength_at(iteration))
 
 
 class REDFISTA(Solver):
@@ -31,6 +31,6 @@ class REDFISTA(Solver):
         super().__init__(prior, **options)
         self.weight = weight
 
-    def update(self, point: Tensor, direction: Tensor) -> Tensor:
-        pull = self.weight * (point - self.prior(point, self.strength))
+    def update(self, point: Tensor, direction: Tensor, iteration: int) -> Tensor:
+        pull = self.weight * (point - self.prior(point, self.strength_at(iteration)))
         return descend(point, direction + pull, self.step_size)

@@ -12,6 +12,7 @@ from dipa_bench.parameters import Parameters, Search
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers.base import Solver
 from dipa_bench.solvers.fista import REDFISTA, PnPFISTA
+from dipa_bench.solvers.momentum import STEP_LIMITS
 
 
 class SolveParameters(Parameters):
@@ -20,15 +21,30 @@ class SolveParameters(Parameters):
     step: Annotated[
         float,
         Field(
-            gt=0, description="step, relative to 1/lambda_max(P A^T A); PnP-FISTA is stable to 4/3"
+            gt=0,
+            description="step, relative to 1/lambda_max(P A^T A); searched up to 4/3, without "
+            "momentum up to 2, where iterations without a prior stay bounded",
         ),
-        Search(0.03, 4 / 3),
+        Search(0.03, max(STEP_LIMITS.values())),
     ] = 1.0
     strength: Annotated[
         float | None,
-        Field(gt=0, description="strength of the prior, in its unit (sigma, or s of s D(v/s))"),
+        Field(
+            gt=0,
+            description="strength of the prior in the first iteration, in its unit (sigma, or s of "
+            "s D(v/s))",
+        ),
         Search(ask="strength"),
     ] = None
+    decay: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="the prior's strength in the last iteration relative to the first, "
+            "geometric between them; 1 for a constant one",
+        ),
+        Search(0.1, 2.0, log=True),
+    ] = 1.0
     momentum: Annotated[
         Literal["textbook", "published", "none"],
         Field(description="momentum rule: Chambolle-Dossal, the published runs', or none"),
@@ -76,6 +92,7 @@ def build_solver(
     options = {
         "step": parameters.step / unit,
         "strength": parameters.strength,
+        "decay": parameters.decay,
         "iterations": iterations,
         "momentum": parameters.momentum,
         "start": lmmse() if parameters.start == "lmmse" else parameters.start,

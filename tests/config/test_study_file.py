@@ -416,7 +416,7 @@ def test_a_study_file_that_cannot_be_read(
 def test_a_row_with_frozen_and_other_ranges() -> None:
     spec = {
         "method": "identity",
-        "set": {"solve.momentum": "none", "solve.step": 0.5},
+        "set": {"solve.momentum": "none", "solve.step": 0.5, "solve.decay": 0.5},
         "search": {
             "solve.strength": {"low": 0.1, "high": 0.2, "log": True},
             "solve.start": {"choices": ["zero"]},

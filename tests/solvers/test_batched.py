@@ -46,6 +46,7 @@ def settings(method, task, count=6):
         values = {
             "solve.step": 0.4 + 0.15 * index,
             "solve.strength": 0.02 + 0.03 * index,
+            "solve.decay": (1.0, 0.3, 1.5)[index % 3],
             "solve.momentum": MOMENTA[index % 3],
             "solve.start": STARTS[index % 4],
         }

@@ -7,6 +7,7 @@ import torch
 from dipa_bench.preconditioners import Identity
 from dipa_bench.priors.base import SIGMA, Prior
 from dipa_bench.solvers import REDFISTA, PnPFISTA
+from dipa_bench.solvers.momentum import STEP_LIMITS
 from dipa_bench.testing.problems import smoothing_prior
 
 SIDE = 8
@@ -98,9 +99,11 @@ def test_pnp_finds_its_fixed_point(from_matrix, smoother):
     np.testing.assert_allclose(found.ravel().numpy(), expected, atol=1e-8)
 
 
-@pytest.mark.parametrize(("step", "stable"), [(1.30, True), (1.37, False)])
-def test_fista_is_stable_to_four_thirds(from_matrix, step, stable):
-    """Steps in units of 1/L: below 4/3 the data term vanishes, above it explodes."""
+@pytest.mark.parametrize("momentum", sorted(STEP_LIMITS))
+@pytest.mark.parametrize(("part", "stable"), [(0.975, True), (1.028, False)])
+def test_steps_are_stable_to_their_limit(from_matrix, momentum, part, stable):
+    """Below it the data term vanishes, above it explodes."""
     matrix, y, _ = quadratic(10)
-    last = run(matrix, y, from_matrix(matrix), "textbook", 2000, step).curves.residual[-1, 0]
+    step = part * STEP_LIMITS[momentum]
+    last = run(matrix, y, from_matrix(matrix), momentum, 2000, step).curves.residual[-1, 0]
     assert (last < 1e-6) if stable else not (last < 1e6)

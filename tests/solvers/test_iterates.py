@@ -141,21 +141,32 @@ def test_a_batch_is_its_images_one_by_one(name, dtype):
 
 @pytest.mark.parametrize("name", ["pnp", "red"])
 def test_settings_per_image_are_separate_runs(problem, name):
-    """Step, strength and RED's weight as B x 1 x 1 x 1 tensors."""
+    """Step, strength, its decay and RED's weight as B x 1 x 1 x 1 tensors."""
     task, *_, operator, measured = problem
     steps, strengths, weights = (0.5, 4.0), (0.01, 0.2), (0.05, 0.3)
+    decays = (1.0, 0.2)
 
     def column(values):
         return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
 
     extra = {"weight": column(weights)} if name == "red" else {}
     batched = solve(
-        name, step=column(steps), strength=column(strengths), start="preconditioned", **extra
+        name,
+        step=column(steps),
+        strength=column(strengths),
+        decay=column(decays),
+        start="preconditioned",
+        **extra,
     ).run(measured, task.student, operator)
     for index in range(2):
         extra = {"weight": weights[index]} if name == "red" else {}
         alone = solve(
-            name, step=steps[index], strength=strengths[index], start="preconditioned", **extra
+            name,
+            step=steps[index],
+            strength=strengths[index],
+            decay=decays[index],
+            start="preconditioned",
+            **extra,
         ).run(measured[index : index + 1], task.student, operator)
         torch.testing.assert_close(batched.estimate[index], alone.estimate[0])
     assert not torch.allclose(batched.estimate[0], batched.estimate[1])
@@ -214,7 +225,11 @@ def test_a_second_run_starts_without_memory(problem):
     assert torch.equal(first, solver.run(measured, task.student, operator).estimate)
 
 
-def test_the_prior_gets_the_strength():
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [(1.0, [0.123] * 4), (0.125, [0.123, 0.0615, 0.03075, 0.015375])],
+)
+def test_the_prior_gets_the_strength(decay, expected):
     """D is called once per iteration, at the strength given, on z - step g."""
     calls = []
 
@@ -223,7 +238,8 @@ def test_the_prior_gets_the_strength():
         return noisy
 
     task = small_task(noise=0.0)
-    solver = PnPFISTA(Prior("spy", SIGMA, denoise), step=1.0, strength=0.123, iterations=4)
+    prior = Prior("spy", SIGMA, denoise)
+    solver = PnPFISTA(prior, step=1.0, strength=0.123, iterations=4, decay=decay)
     run = solver.run(task.measure(task.images.train), task.student, Identity())
-    assert calls == [0.123] * 4
+    assert calls == pytest.approx(expected)
     assert run.denoiser_calls == 4
