@@ -34,7 +34,7 @@ class HessianParameters(Parameters):
     mu: Annotated[
         float,
         Field(gt=0, description="damping mu, relative to lambda_max(A^T A)"),
-        Search(1e-3, 10.0, log=True),
+        Search(1e-3, 100.0, log=True),  # P is within 1% of a multiple of I at the end
     ] = 0.1
 
 

@@ -44,6 +44,7 @@ class GreedyParameters(Parameters):
     objective: Annotated[
         Objective,
         Field(description="next data-term value, or distance to the truth (reads ground truth)"),
+        Search(choices=("value", "distance")),
     ] = "value"
     ridge: Annotated[
         float,

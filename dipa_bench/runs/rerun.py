@@ -108,7 +108,7 @@ def _again(context: StudyContext, entry: Entry, record: RunRecord) -> list[RunRe
     found = []
     for number in range(count):
         which = number if record.kind == "method" else record.number
-        seed = context.seed(entry.name, "seed", which)
+        seed = context.seed("seed", which)
         blank = context.blank("seed", entry, which, seed).model_copy(
             update={"params": record.params}
         )

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dipa_bench import devices, digests, names
+from dipa_bench import devices, names
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.study_file import MethodSpec, StudyFile
 from dipa_bench.data.images import Splits
@@ -324,7 +324,7 @@ def _made(
     parameters = build(method.parameters, values)
     seed = record.seed
     if record.kind == "method":
-        seed = digests.seed(context.study.seed, entry.name, "seed", 0)
+        seed = context.seed("seed", 0)
     fit_context = _fit_context(context, seed, record.kind != "trial")
     if method.learned and method.restore is None:
         log.warning("%s keeps no numbers to read back: it is fitted again", entry.name)

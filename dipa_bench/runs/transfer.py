@@ -253,7 +253,7 @@ def _tuned(
         for point in points
     ]
     distributions = {name: distribution(search) for name, search in space.items()}
-    seed = digests.seed(context.study.seed, run.entry.name, "transfer")
+    seed = digests.seed(context.study.seed, "transfer")
     shared = digests.seed(context.study.seed, "solver settings")
     sampler = NumberedSampler(
         distributions,

@@ -81,7 +81,7 @@ class MethodSearch:
         self._fixed = entry.published(task) if published else entry.defaults(task)
         sampler = NumberedSampler(
             space,
-            context.seed(entry.name, "search"),
+            context.seed("search"),
             entry.points(task) if space else (),
             entry.solver_names(task),
             context.seed("solver settings"),
@@ -151,7 +151,7 @@ class MethodSearch:
         return {index for kind, index in self._losses if kind == "trial"} - self._ended.keys()
 
     def _blank(self, number: int, index: int, drawn: Mapping[str, Value]) -> RunRecord:
-        seed = self._context.seed(self.entry.name, "trial", index)
+        seed = self._context.seed("trial", index)
         record = self._context.blank("trial", self.entry, number, seed)
         params = parameters.active(self.entry.method.parameters, self._fixed | drawn)
         return record.model_copy(
@@ -170,9 +170,7 @@ class MethodSearch:
 
     def _seed(self, number: int) -> Job:
         name = self.entry.name
-        blank = self._context.blank(
-            "seed", self.entry, number, self._context.seed(name, "seed", number)
-        )
+        blank = self._context.blank("seed", self.entry, number, self._context.seed("seed", number))
         blank = blank.model_copy(update={"params": self._record.params})
         if number == 0:
             for shown in names.SHOWN:  # of an earlier winner

@@ -16,6 +16,7 @@ from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers import momentum as momentum_rules
 from dipa_bench.solvers.number import Number
+from dipa_bench.solvers.schedule import Schedule
 from dipa_bench.solvers.trajectory import CURVES, Recorder, Trajectory
 
 STARTS = ("adjoint", "zero", "preconditioned")  # or a function of the measurement
@@ -56,6 +57,7 @@ class Solver(ABC):
         settings: names of the attributes that may be tensors with one value per image; a subclass
             names its own beside these, so that solvers that differ in them alone can run as one
             batch (`dipa_bench.solvers.batched`).
+        schedule: learned factors on the step and the strength of each iteration; None has none.
 
     Raises:
         UserError: a momentum or start that is not known.
@@ -85,17 +87,25 @@ class Solver(ABC):
         self.decay = decay
         self.iterations = iterations
         self.momentum: momentum_rules.Rule = momentum_rules.RULES[momentum]
+        self.schedule: Schedule | None = None
         self._start = start
 
     @abstractmethod
     def update(self, point: Tensor, direction: Tensor, iteration: int) -> Tensor:
         """x_(k+1) from z_k and the preconditioned gradient, both B x C x H x W."""
 
+    def step_at(self, iteration: int) -> Number:
+        """The absolute step of iteration k."""
+        if self.schedule is None:
+            return self.step_size
+        return self.step_size * self.schedule.step(iteration)
+
     def strength_at(self, iteration: int) -> Number:
         """The prior's strength in iteration k, geometric from the first to the last."""
-        if not isinstance(self.decay, Tensor) and self.decay == 1:
-            return self.strength
-        return self.strength * self.decay ** (iteration / max(1, self.iterations - 1))
+        found = self.strength
+        if isinstance(self.decay, Tensor) or self.decay != 1:
+            found = found * self.decay ** (iteration / max(1, self.iterations - 1))
+        return found if self.schedule is None else found * self.schedule.strength(iteration)
 
     @property
     def fitted_start(self) -> Callable[[Tensor], Tensor] | None:

@@ -15,7 +15,9 @@ class PnPFISTA(Solver):
     """x_(k+1) = D(z_k - alpha P(grad f(z_k)); strength), DIPA (4)."""
 
     def update(self, point: Tensor, direction: Tensor, iteration: int) -> Tensor:
-        return self.prior(descend(point, direction, self.step_size), self.strength_at(iteration))
+        return self.prior(
+            descend(point, direction, self.step_at(iteration)), self.strength_at(iteration)
+        )
 
 
 class REDFISTA(Solver):
@@ -33,4 +35,4 @@ class REDFISTA(Solver):
 
     def update(self, point: Tensor, direction: Tensor, iteration: int) -> Tensor:
         pull = self.weight * (point - self.prior(point, self.strength_at(iteration)))
-        return descend(point, direction + pull, self.step_size)
+        return descend(point, direction + pull, self.step_at(iteration))

@@ -448,12 +448,12 @@ def test_kernels_have_a_middle_and_fit(context):
 
 
 def test_what_is_searched(task):
-    """Kernel and ridges; never the objective, so that no search reads ground truth unasked."""
+    """Kernel, ridges and the objective: the data term alone can tie with the identity."""
     found = {m.METHOD.name: set(space(m.METHOD.parameters, task.solver, task)) for m in MODULES}
     assert found["convolutional"] - found["scalar"] == {"operator.kernel", "ridge"}
     assert found["full-linear"] - found["scalar"] == {"ridge"}
     assert found["pointwise"] - found["scalar"] == {"ridge"}
-    assert "objective" not in found["scalar"]
+    assert "objective" in found["scalar"]
 
 
 def test_large_problems_are_skipped(context, monkeypatch):

@@ -39,6 +39,7 @@ ROWS = {
         "scalar+supervised",
         {"train.operators": "each", "train.learning_rate": 1e-2},
     ),
+    "one step and strength each": ("unrolled-identity", {"train.learning_rate": 1e-1}),
     "cnn": ("ndipa/cnn", {"train.learning_rate": 1e-3}),
 }
 
@@ -93,6 +94,7 @@ def measure(task: Task, row: str, epochs: int, maps: CachedPerTask, folder: Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=["sr", "cs", "deblur"])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--epochs", type=int, default=4)
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
@@ -111,7 +113,7 @@ def main() -> None:
             f"{quality(made(task.measure(validation)), validation):.2f} on validation images",
             flush=True,
         )
-        for row in ROWS:
+        for row in given.rows:
             measure(task, row, given.epochs, maps, folder)
 
 

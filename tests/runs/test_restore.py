@@ -25,7 +25,7 @@ from dipa_bench.tracking import records
 
 ROWS = {
     "identity": {},
-    "ldipa": {"set": {"solve.start": "adjoint"}},
+    "ldipa": {"set": {"solve.start": "adjoint", "train.initial": "identity"}},
     "convolution+distilled": {"set": {"solve.start": "adjoint"}},
     "each": {"method": "dense+supervised", "set": {"train.operators": "each"}},
     "started": {"method": "scalar+greedy", "set": {"solve.start": "lmmse"}},
