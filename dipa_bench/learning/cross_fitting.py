@@ -23,7 +23,7 @@ from dipa_bench.preconditioners import LinearOperator
 from dipa_bench.solvers import Solver
 from dipa_bench.tasks.base import Task
 
-FOLDS = 5
+FOLDS = 10  # of a start: nine tenths of the images give nearly the map of all
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
 
 Initial = Literal["identity", "scaled", "mismatch", "lmmse", "greedy"]
+FOLDS = 5  # of closed forms: every training batch is of one, so that they must not be small
 FREE: tuple[Initial, ...] = ("identity", "scaled")  # at any size and for any operator
 
 
@@ -88,7 +89,7 @@ def initialise(
     if operator.affine is None or len(images) < 2:
         return None
     whole = operator.numbers.detach().clone()
-    parts, differences = folds(images), []
+    parts, differences = folds(images, FOLDS), []
     for held_out in parts:
         rest = without(images, held_out)
         part = lesson(task, target, label, solve.units, context, rest)

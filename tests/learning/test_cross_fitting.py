@@ -8,6 +8,7 @@ import torch
 
 from dipa_bench import registry
 from dipa_bench.data.images import ImageSet, Splits
+from dipa_bench.learning import initial as initial_operators
 from dipa_bench.learning import lmmse, unrolling
 from dipa_bench.learning.cross_fitting import CrossFitted, folds, training_starts, without
 from dipa_bench.metrics import psnr
@@ -55,7 +56,7 @@ def alike():
     ],
 )
 def test_a_subject_is_in_one_fold(subjects, sizes):
-    found = folds(images_of(subjects))
+    found = folds(images_of(subjects), 5)
     assert sorted(place for fold in found for place in fold) == list(range(len(subjects)))
     assert [len(fold) for fold in found] == sizes
     owners = [{subjects[place] for place in fold} for fold in found]
@@ -189,7 +190,7 @@ def test_a_closed_form_is_trained_as_if_without_each_fold(initial, context, monk
     """
     task = small_task(iterations=2, count=10)
     given, seen = context(epochs=2, batch_size=4), []
-    parts = folds(task.images.train)
+    parts = folds(task.images.train, initial_operators.FOLDS)
 
     class Watched(unrolling._Training):
         def _step(self, place, fold):
