@@ -46,6 +46,56 @@ class Fault:
 SOLVERS, LEARNING, SEARCH = "tests/solvers", "tests/learning", "tests/search"
 STATISTICS = "tests/test_statistics.py"
 FAULTS = [
+    # ------------------------------------------------------------------- cross-fitting, ranges
+    Fault(
+        "a fold's map is fitted on all images",
+        "dipa_bench/learning/cross_fitting.py",
+        "self._fit(without(self._images, held_out))",
+        "self._fit(self._images)",
+        LEARNING,
+    ),
+    Fault(
+        "a subject is in two folds",
+        "dipa_bench/learning/cross_fitting.py",
+        "        members[subject].append(place)",
+        "        members[images.subjects[max(0, place - 1)]].append(place)",
+        LEARNING,
+    ),
+    Fault(
+        "training images start in sample",
+        "dipa_bench/learning/unrolling.py",
+        "first = None if self._starts is None else self._starts[place]",
+        "first = None",
+        LEARNING,
+    ),
+    Fault(
+        "a closed form is left as it is without the last fold",
+        "dipa_bench/learning/cross_fitting.py",
+        "                numbers.copy_(kept)",
+        "                pass",
+        LEARNING,
+    ),
+    Fault(
+        "the strength falls one iteration too fast",
+        "dipa_bench/solvers/base.py",
+        "iteration / max(1, self.iterations - 1)",
+        "iteration / max(1, self.iterations - 2)",
+        SOLVERS,
+    ),
+    Fault(
+        "momentum's steps are drawn from the range without it",
+        "dipa_bench/search/sampling.py",
+        "            if low < top < high:",
+        "            if top < low:",
+        SEARCH,
+    ),
+    Fault(
+        "a row's draws depend on its name",
+        "dipa_bench/search/method_search.py",
+        'context.seed("search")',
+        'context.seed(entry.name, "search")',
+        SEARCH,
+    ),
     # ------------------------------------------------------------------------------- solvers
     Fault(
         "the direction is added instead of subtracted",
@@ -57,7 +107,7 @@ FAULTS = [
     Fault(
         "RED's residual has the wrong sign",
         "dipa_bench/solvers/fista.py",
-        "point - self.prior(point, self.strength)",
+        "point - self.prior(point, self.strength_at(iteration))",
         "self.prior(point, self.strength) - point",
         SOLVERS,
     ),
