@@ -15,11 +15,10 @@ def whole(path: Path, sync: bool = False) -> Iterator[Path]:
     """A temporary path that becomes `path` at the end, so that a crash leaves no half a file.
 
     Args:
-        path: of the file; missing folders are made.
+        path: of the file, in a folder that there is.
         sync: whether it is on the disk before it gets its name, so that even a machine that loses
             its power leaves the old file or the new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.stem}-{own}.tmp{path.suffix}")
     try:
@@ -33,7 +32,8 @@ def whole(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes through a temporary file that `write` is given."""
+    """Writes through a temporary file that `write` is given; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         write(temporary)
 

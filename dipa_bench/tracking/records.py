@@ -103,6 +103,7 @@ def end_time(record: RunRecord) -> float:
 
 def write(folder: Path, record: RunRecord) -> None:
     """Writes `record` into `folder` so that a crash leaves either the old or the new one."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, record.model_dump(mode="json"), sync=True)
 
 

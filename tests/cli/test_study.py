@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from dipa_bench import files
 from dipa_bench.execution.study_folder import claimed
 from dipa_bench.tracking import records
 from dipa_bench.tracking.mlflow_format import experiment_name
@@ -202,7 +203,7 @@ def test_two_at_once(study, work: Path) -> None:
 def test_a_disk_that_refuses_ends_in_one_line_and_nothing_finished_is_lost(
     code: int, study, call, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = records.os.replace, []
+    real, calls = files.os.replace, []
 
     def replace(source, target):
         if Path(target).name == records.RECORD:
@@ -211,7 +212,7 @@ def test_a_disk_that_refuses_ends_in_one_line_and_nothing_finished_is_lost(
                 raise OSError(code, os.strerror(code), str(target))
         real(source, target)
 
-    monkeypatch.setattr(records.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     done = study("--methods", "identity", "--trials", "3", "--name", "one")
     assert done.code == 2
     ours = [line for line in done.err.splitlines() if line.startswith("dipa-bench: ")]
@@ -219,7 +220,7 @@ def test_a_disk_that_refuses_ends_in_one_line_and_nothing_finished_is_lost(
     assert os.strerror(code) in ours[0]
     assert "run the same command again" in ours[0]
     assert "Traceback" not in done.err
-    monkeypatch.setattr(records.os, "replace", real)
+    monkeypatch.setattr(files.os, "replace", real)
     folder = studies(work) / "one" / "identity"
     assert records.read(folder / "trial-0000").state == "finished"
     kept = (folder / "trial-0000" / records.RECORD).read_bytes()
