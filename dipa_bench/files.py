@@ -41,7 +41,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, value: object, sync: bool = False) -> None:
     """Writes a small file so that a crash leaves either the old or the new one."""
     with whole(path, sync) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=True), encoding="utf-8")
+        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def first_wins(temporary: Path, path: Path) -> None:

@@ -116,7 +116,7 @@ class Entry:
             name: distribution(search, name in whole) for name, search in self.space(task).items()
         }
 
-    def points(self, task: Task) -> list[dict[str, Value]]:
+    def first_points(self, task: Task) -> list[dict[str, Value]]:
         """What a search tries first: the defaults, the published settings, the study's points.
 
         Of each, what the search's ranges admit; a point that adds nothing is left out. What a point

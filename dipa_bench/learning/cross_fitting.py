@@ -85,11 +85,12 @@ class CrossFitted:
         """
         if self._starts is None:
             self._starts = self._each()
-        found = self(self._task.measure(images))
-        for place, name in enumerate(images.names):
-            if name in self._starts:
-                found[place] = self._starts[name]
-        return found
+        known = self._starts
+        others = [place for place, name in enumerate(images.names) if name not in known]
+        if others:
+            rest = images.at(others)
+            known = known | dict(zip(rest.names, self(self._task.measure(rest)), strict=True))
+        return torch.stack([known[name] for name in images.names])
 
     def _each(self) -> dict[str, Tensor]:
         """The out-of-fold estimate of every training image, by its name."""
@@ -139,5 +140,5 @@ def training_starts(solver: Solver, images: ImageSet) -> Tensor | None:
     Returns:
         B x C x H x W out-of-fold starts; None for any start that is not fitted.
     """
-    out_of_fold = getattr(solver.fitted_start, "out_of_fold", None)
+    out_of_fold = getattr(solver.start_map, "out_of_fold", None)
     return None if out_of_fold is None else out_of_fold(images)

@@ -248,7 +248,7 @@ def _tuned(
     if not space:
         return entrant
     points = [*carried.values(), run.entry.defaults(task)]
-    known = [
+    admitted = [
         {name: point[name] for name, search in space.items() if search.admits(point.get(name))}
         for point in points
     ]
@@ -258,7 +258,7 @@ def _tuned(
     sampler = NumberedSampler(
         distributions,
         seed,
-        known,
+        admitted,
         run.entry.solver_names(task),
         shared,
         limits=run.entry.limits(task),

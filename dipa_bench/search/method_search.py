@@ -82,7 +82,7 @@ class MethodSearch:
         sampler = NumberedSampler(
             space,
             context.seed("search"),
-            entry.points(task) if space else (),
+            entry.first_points(task) if space else (),
             entry.solver_names(task),
             context.seed("solver settings"),
             conditions=entry.conditions(task),

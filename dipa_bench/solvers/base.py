@@ -108,7 +108,7 @@ class Solver(ABC):
         return found if self.schedule is None else found * self.schedule.strength(iteration)
 
     @property
-    def fitted_start(self) -> Callable[[Tensor], Tensor] | None:
+    def start_map(self) -> Callable[[Tensor], Tensor] | None:
         """The function y -> x_0, where the start is one."""
         return self._start if callable(self._start) else None
 

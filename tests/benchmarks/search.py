@@ -194,7 +194,7 @@ class Watch(StudyCallback):
 class Blank(Entry):
     """An entry without points to evaluate."""
 
-    def points(self, task: Task) -> list[dict[str, Value]]:
+    def first_points(self, task: Task) -> list[dict[str, Value]]:
         return []
 
 
@@ -225,7 +225,7 @@ def reference(task: Task, entry: Entry, budget: BudgetSpec, count: int, cache: P
     path = cache / f"reference-{entry.name.replace('/', '-')}-{key}.json"
     tried = json.loads(path.read_text()) if path.exists() else []
     cache.mkdir(parents=True, exist_ok=True)
-    points, run = entry.points(task), objective(task, entry, budget)
+    points, run = entry.first_points(task), objective(task, entry, budget)
     for index in range(len(tried), len(points) + count + count // 4):
         seed = digests.seed("reference", index) % 2**32
         far = index < len(points) + count

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gaussian_images import SHAPE, gaussian_task
 
 from dipa_bench import registry
-from dipa_bench.data.images import ImageSet, Splits
+from dipa_bench.data.images import ImageSet
 from dipa_bench.learning import initial as initial_operators
 from dipa_bench.learning import lmmse, unrolling
 from dipa_bench.learning.cross_fitting import CrossFitted, folds, training_starts, without
@@ -15,8 +16,6 @@ from dipa_bench.metrics import psnr
 from dipa_bench.parameters import build, defaults
 from dipa_bench.solvers import Solver
 from dipa_bench.testing.problems import small_task
-
-SHAPE = (1, 12, 12)
 
 
 def images_of(subjects, shape=SHAPE, seed=0):
@@ -28,19 +27,7 @@ def images_of(subjects, shape=SHAPE, seed=0):
 @pytest.fixture(scope="module")
 def alike():
     """Fewer Gaussian images than an LMMSE map has numbers; all splits from one law."""
-    base = small_task(shape=SHAPE, dtype=torch.float64, noise=0.05)
-    rng = np.random.default_rng(0)
-    y, x = np.divmod(np.arange(144), 12)
-    distance = np.hypot(y[:, None] - y, x[:, None] - x)
-    root = np.linalg.cholesky(0.02 * np.exp(-distance / 3) + 1e-9 * np.eye(144))
-
-    def images(count, prefix):
-        draws = (0.5 + rng.standard_normal((count, 144)) @ root.T).clip(0, 1)
-        names = tuple(f"{prefix}{i}" for i in range(count))
-        pixels = torch.from_numpy(draws).float().view(count, *SHAPE)
-        return ImageSet(pixels, names, tuple(f"{prefix}{i // 2}" for i in range(count)))
-
-    return replace(base, images=Splits(images(60, "a"), images(200, "b"), images(4, "c")))
+    return gaussian_task(0.02, (60, 200, 4), per_subject=2)
 
 
 # ---------------------------------------------------------------------------- folds
@@ -166,7 +153,7 @@ def test_training_begins_out_of_fold_and_validation_does_not(name, context, monk
 
     def watched(self, measurement, physics, preconditioner, first=None):
         state = start(self, measurement, physics, preconditioner, first)
-        if self.fitted_start is not None:
+        if self.start_map is not None:
             seen.append((first is not None, state.iterate.detach().clone()))
         return state
 

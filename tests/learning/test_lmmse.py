@@ -5,33 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gaussian_images import gaussian_task
 
-from dipa_bench.data.images import ImageSet, Splits
 from dipa_bench.errors import UserError
 from dipa_bench.learning import lmmse
 from dipa_bench.metrics import psnr
 from dipa_bench.testing.problems import small_task
 
-SHAPE = (1, 12, 12)
-
 
 @pytest.fixture(scope="module")
 def task():
     """Gaussian images with a known covariance, many more of them than pixels."""
-    base = small_task(shape=SHAPE, dtype=torch.float64, noise=0.05)
-    rng = np.random.default_rng(0)
-    y, x = np.divmod(np.arange(144), 12)
-    distance = np.hypot(y[:, None] - y, x[:, None] - x)
-    root = np.linalg.cholesky(0.01 * np.exp(-distance / 3) + 1e-9 * np.eye(144))
-
-    def images(count, prefix):
-        draws = 0.5 + rng.standard_normal((count, 144)) @ root.T
-        names = tuple(f"{prefix}{i}" for i in range(count))
-        pixels = torch.from_numpy(draws.clip(0, 1)).float().view(count, *SHAPE)
-        return ImageSet(pixels, names, names)
-
-    splits = Splits(images(1000, "a"), images(50, "b"), images(200, "c"))
-    return replace(base, images=splits)
+    return gaussian_task(0.01, (1000, 50, 200))
 
 
 def training(task, a):
