@@ -97,8 +97,9 @@ def run_study(
         study: path of a study file, name of an embedded one, or a table as of a study file.
         task: task whose embedded study to run, e.g. ``sr``; not needed where `study` names one.
         methods: entries to run, e.g. ``["identity", "ldipa"]``; patterns and ``all`` work.
-        trials: of each method; else as the preset says.
-        minutes: of each method's search instead of a number of trials.
+        trials: solver settings of each method, and fits, at most; else ``budget.settings`` and
+            ``budget.fits`` of the study and preset.
+        minutes: of each method's search instead of these.
         repeats: independent searches, each a study of its own; results are the first one's.
         preset: ``quick`` (default on a CPU), ``standard`` (on a GPU) or ``paper``.
         protocol: ``tuned`` (default) or ``published``.

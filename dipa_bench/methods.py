@@ -181,7 +181,7 @@ class Budget:
     """How much a learned method may spend on one fit.
 
     Attributes:
-        epochs: passes over the training images.
+        epochs: passes over the training images; 0 leaves what training starts from.
         train_images, validation_images: how many of the split are used; None for all.
         batch_size: images in one gradient step.
         rungs: stages of training: each but the last has a third of the images of the next. A
@@ -335,7 +335,8 @@ class Method:
         solver_free: whether the fit is `context.reconstructor(task, parameters.solve, P)` with a P
             that depends on no parameter below `solve`; trials that change solver settings alone
             then share one P (see `dipa_bench.reuse`).
-        unrolled: whether fitting sends gradients through the prior, which must let them pass.
+        unrolled: whether fitting sends gradients through the prior, which must let them pass, for
+            as many epochs as the budget says: with 0 it gives what it starts from.
         paper: where it comes from.
         fixed_point: which fixed point its iterations keep, e.g. "as without P".
         cost: of one iteration, in applications of A or A^T ("operator calls") and of the prior;

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from dipa_bench import devices
+from dipa_bench.files import write_whole
 from dipa_bench.methods import AffineMap, FitContext, Iterative, Method, Reconstructor
 from dipa_bench.parameters import Parameters, Value
 from dipa_bench.preconditioners import Preconditioner
@@ -67,6 +74,35 @@ class OperatorCache:
         self._kept.move_to_end(key)
         while len(self._kept) > self._size:
             self._kept.popitem(last=False)
+
+
+class KeptFits:
+    """What an entry's trials fitted, on disk, for trials that try it with other solver settings.
+
+    Args:
+        folder: of the entry; made on first use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, key: str, state: Mapping[str, Tensor], notes: Mapping[str, Value]) -> None:
+        """Keeps the numbers of a fit, and the notes that it wrote."""
+        whole = {name: part.detach().cpu().contiguous() for name, part in state.items()}
+        facts = {"notes": json.dumps(dict(notes))}
+        write_whole(self._place(key), lambda path: save_file(whole, path, metadata=facts))
+
+    def take(self, key: str) -> tuple[dict[str, Tensor], dict[str, Value]] | None:
+        """The numbers and notes of a fit; None where they are not there, or damaged."""
+        try:
+            with safe_open(self._place(key), framework="pt") as found:
+                state = {name: found.get_tensor(name) for name in found.keys()}
+                return state, json.loads(found.metadata()["notes"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
+
+    def _place(self, key: str) -> Path:
+        return self._folder / f"{key}.safetensors"
 
 
 class CachedPerTask:

@@ -63,10 +63,15 @@ def study(
     methods: Annotated[
         str | None, typer.Option(help="Rows to run, with commas; patterns and all work.")
     ] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials of each method.")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Solver settings of each row, and fits: budget.settings and budget.fits."
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Minutes of each method's search instead: fitting and validating."),
+        typer.Option(help="Minutes of each row's search instead: fitting and validating."),
     ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Independent searches; `tuning` shows how they agree.")

@@ -39,6 +39,12 @@ class Entry:
         method = registry.get("methods", spec.method or name)
         return Entry(name, method, spec, tuple(study.points_to_evaluate))
 
+    @property
+    def fits(self) -> bool:
+        """Whether operators are fitted with solver settings: trying other ones takes a fit."""
+        method = self.method
+        return (method.learned or method.stochastic) and not method.solver_free
+
     def check(self, task: Task) -> None:
         """Raises `UserError` where the entry names a teacher that the task does not have."""
         for item in parameters.declared(self.method.parameters, task.solver):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dipa_bench.data.images import SMALLEST
 from dipa_bench.errors import UserError, unknown
@@ -46,12 +46,20 @@ class Problem(Strict):
 
 
 class BudgetSpec(Strict):
-    """What every method may spend; the same for all."""
+    """What every method may spend; the same for all.
 
-    trials: Annotated[int, Field(ge=1)] = 8
+    ``trials`` of version 0.1 stands for as many settings and as many fits.
+    """
+
+    settings: Annotated[
+        int, Field(ge=1, description="evaluations of solver settings, the same for every entry")
+    ] = 112
+    fits: Annotated[
+        int, Field(ge=1, description="fits of an entry whose fit depends on them, or on a seed")
+    ] = 4
     minutes: Annotated[
         float | None,
-        Field(gt=0, description="of fitting and validating, instead of a number of trials"),
+        Field(gt=0, description="of tuning and fitting an entry, instead of these two"),
     ] = None
     seeds: Annotated[int, Field(ge=1)] = 2
     epochs: Annotated[int, Field(ge=1)] = 4
@@ -64,10 +72,24 @@ class BudgetSpec(Strict):
         Field(ge=1, description="stages of a trial's training, each with a third of the next's"),
     ] = 1
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_trials(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "trials" not in values:
+            return values
+        trials = values["trials"]
+        rest = {name: value for name, value in values.items() if name != "trials"}
+        return {"settings": trials, "fits": trials} | rest
+
 
 class SearchSpec(Strict):
     """How the trials of every entry are chosen and given up; the same for all."""
 
+    tuner: Literal["trust-region", "sampler"] = Field(
+        "trust-region",
+        description="what tunes solver settings: screening, then trust regions, from 24 settings "
+        "on; or the sampler, which also draws what is fitted",
+    )
     sampler: Literal["tpe", "gp", "random", "qmc"] = Field(
         "tpe", description="what draws, once given points and start-up points are tried"
     )
@@ -170,7 +192,7 @@ class StudyFile(Strict):
         """What must agree for a study to be continued; its budget may grow, entries be added."""
         values = self.model_dump(mode="json", exclude={"name", "presets", "methods"})
         values["budget"]["unit"] = "trials" if self.budget.minutes is None else "minutes"
-        for growing in ("trials", "minutes", "seeds"):
+        for growing in ("settings", "fits", "minutes", "seeds"):
             del values["budget"][growing]
         del values["search"]["plateau"], values["search"]["batch"]  # how long, how fast
         del values["problem"]["data_root"]  # the images' digest is what counts

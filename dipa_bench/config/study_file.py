@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from dipa_bench.tracking.records import method_folder
 __all__ = ["BudgetSpec", "MethodSpec", "Problem", "RangeSpec", "StudyFile", "embedded"]
 __all__ += ["read", "resolve"]
 
+log = logging.getLogger(__name__)
 SHIFT_NAME = re.compile(r"[A-Za-z0-9 .:_-]+")  # what MLflow takes in the name of a metric
 
 
@@ -102,7 +104,7 @@ def resolve(
     Raises:
         UserError: an unknown key, name or preset (with the nearest valid one) or a bad value.
     """
-    table = copy.deepcopy(dict(raw))
+    table = _without_trials(raw)
     if task is not None and table.setdefault("task", task) != task:
         raise UserError(f"the study file is for task {table['task']!r}, not {task!r}: drop --task")
     study = validated(table)
@@ -111,7 +113,7 @@ def resolve(
     if None not in (trials, minutes):
         raise UserError("--trials and --minutes: a budget is one of the two")
     if trials is not None:
-        table["budget"] |= {"trials": trials, "minutes": None}
+        table["budget"] |= {"settings": trials, "fits": trials, "minutes": None}
     if minutes is not None:
         table["budget"]["minutes"] = minutes
     if seed is not None:
@@ -121,7 +123,8 @@ def resolve(
     table["methods"] = freeze(chosen_entries(study.methods, methods), overlay.set)
     plain = _canonical(validated(table))
     for assignment in sets:
-        assign(table, assignment)
+        for one in _each_budget(assignment):
+            assign(table, one)
     resolved = _canonical(validated(table))
     _check_reference(resolved, study.methods)
     _check_search(resolved)
@@ -130,6 +133,31 @@ def resolve(
         name = _default_name(plain, resolved, raw, seed)
     check_name("study name", name)
     return resolved.model_copy(update={"presets": {}, "name": name})
+
+
+def _without_trials(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a study file, its budgets with settings and fits where they have trials."""
+    table = copy.deepcopy(dict(raw))
+    presets = table.get("presets", {})
+    holders = [table, *(presets.values() if isinstance(presets, Mapping) else ())]
+    for holder in holders:
+        budget = holder.get("budget") if isinstance(holder, Mapping) else None
+        if isinstance(budget, dict) and "trials" in budget:
+            trials = budget.pop("trials")
+            holder["budget"] = {"settings": trials, "fits": trials} | budget
+            log.warning(
+                "budget.trials = %s is read as that many budget.settings and budget.fits",
+                trials,
+            )
+    return table
+
+
+def _each_budget(assignment: str) -> list[str]:
+    """An assignment to ``budget.trials`` as those to settings and fits."""
+    name, equals, value = assignment.partition("=")
+    if name.strip() != "budget.trials":
+        return [assignment]
+    return [f"budget.{unit}{equals}{value}" for unit in ("settings", "fits")]
 
 
 def _overlaid(

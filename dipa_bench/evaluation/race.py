@@ -31,7 +31,7 @@ class Raced:
     Attributes:
         mse: of the images that it was run on, in racing order.
         total: N, images of the race.
-        estimate: mean PSNR over all N images; of a candidate that was given up, the best one's
+        estimate: mean PSNR over these N images; of a candidate that was given up, the best one's
             mean plus the mean difference to it as far as it got. NaN of one that diverged.
         seconds: per image; a batch's are shared by its candidates alike.
         operator_calls, denoiser_calls: per image.
@@ -72,19 +72,23 @@ class Raced:
             raise self.error
         return self
 
-    def metrics(self, split: str) -> dict[str, float]:
-        """Flat figures as `Evaluation.metrics` has them; of an incomplete one its costs alone."""
-        costs = {
+    @property
+    def costs(self) -> dict[str, float]:
+        """Flat figures of what one image costs."""
+        return {
             "cost/operator_calls": float(self.operator_calls),
             "cost/denoiser_calls": float(self.denoiser_calls),
             "cost/seconds": self.seconds,
         }
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """Flat figures as `Evaluation.metrics` has them; of an incomplete one its costs alone."""
         if not self.complete:
-            return costs
+            return self.costs
         return {
             f"{split}/psnr": self.psnr.mean().item(),
             f"{split}/psnr_pooled": psnr_pooled(self.mse),
-        } | costs
+        } | self.costs
 
 
 @dataclass
@@ -165,6 +169,7 @@ def race(
     enabled: bool = True,
     batched: bool = True,
     batch: int = BATCH,
+    most: int | None = None,
 ) -> list[Raced]:
     """Runs candidates on the images, as far as they may still be the best.
 
@@ -193,6 +198,7 @@ def race(
         batched: whether candidates run as one batch where they can; else each is run like one that
             races alone, and only gives up sooner.
         batch: measurements in one run; fewer where memory is short.
+        most: images that the race has, in their racing order; None for all.
 
     Returns:
         One for each candidate. What a reconstructor raises ends that one alone; see `Raced.check`.
@@ -200,11 +206,11 @@ def race(
     Raises:
         ValueError: the incumbent belongs to another number of images.
     """
-    total = len(images)
+    total = len(images) if most is None else min(most, len(images))
     given = None if incumbent is None else np.asarray(incumbent, dtype=np.float64)
     if given is not None and len(given) != total:
         raise ValueError(f"an incumbent of {len(given)} images for a race over {total}")
-    order = racing_order(total)
+    order = racing_order(len(images))[:total]
     truth, measured = task.pixels(images)[order], task.measure(images)[order]
     runners = [_Runner(each) for each in reconstructors]
     done = 0

@@ -8,9 +8,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -23,13 +23,16 @@ from dipa_bench.config.study_file import BudgetSpec
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged, Pruned, UserError, brief
 from dipa_bench.evaluation.evaluate import BATCH, Evaluation, evaluate
-from dipa_bench.evaluation.race import Raced
+from dipa_bench.evaluation.race import Raced, racing_order
 from dipa_bench.execution import shifts
 from dipa_bench.execution.artifacts import count_parameters, curves_of, keep_run, notes_of, state_of
 from dipa_bench.execution.context import StudyContext
 from dipa_bench.methods import Budget, FitContext, Progress, Reconstructor
 from dipa_bench.parameters import Value
-from dipa_bench.reuse import fit_or_reuse
+from dipa_bench.preconditioners import Identity
+from dipa_bench.reuse import KeptFits, fit_or_reuse
+from dipa_bench.search.jobs import Job
+from dipa_bench.search.stages import FITS
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
@@ -75,6 +78,7 @@ class Attempt:
         self._checkpoints = (
             place.parent / CHECKPOINTS / digests.of(split, record.params, record.seed)
         )
+        self._kept_fits = KeptFits(place.parent / FITS)
         self._fit_context = FitContext(
             seed=record.seed,
             budget=budget_of(context.study.budget, self._final),
@@ -153,15 +157,54 @@ class Attempt:
 
     def fit(self) -> None:
         """Fits, or takes an operator that was fitted before."""
-        context, saved, method = self._context, self._context.saved, self._entry.method
-        values = parameters.build(method.parameters, self._record.params)
-        self.reconstructor, elapsed = devices.timed(
-            lambda: fit_or_reuse(
-                method, context.task, values, self._fit_context, context.operator_cache
-            ),
-            context.task.device,
-        )
+        context, saved = self._context, self._context.saved
+        work = self._fitted_elsewhere if self._record.fitted_at else self._fit_here
+        self.reconstructor, elapsed = devices.timed(work, context.task.device)
         self.metrics["fit/seconds"] = elapsed + context.saved - saved + self._fit_context.earlier
+
+    def _fit_here(self) -> Reconstructor:
+        """The operator that its own parameters lead to."""
+        context, method = self._context, self._entry.method
+        values = parameters.build(method.parameters, self._record.params)
+        found = fit_or_reuse(
+            method, context.task, values, self._fit_context, context.operator_cache
+        )
+        if self._record.stage == "fit":
+            self._kept_fits.put(self._fit_key, state_of(found), notes_of(self._fit_context))
+        return found
+
+    def _fitted_elsewhere(self) -> Reconstructor:
+        """The operator that was fitted at other solver settings, with its own settings."""
+        method, task, record = self._entry.method, self._context.task, self._record
+        values = parameters.build(method.parameters, record.params)
+        untrained = record.stage == "settings"
+        if untrained and not method.unrolled:
+            return self._fit_context.reconstructor(task, values.solve, Identity())
+        kept = self._kept_fits.take(self._fit_key)
+        if kept is None or record.stage not in ("settings", "tuned"):
+            fit_context = self._fit_context
+            if untrained:
+                budget = replace(fit_context.budget, epochs=0, rungs=1)
+                fit_context = replace(fit_context, budget=budget)
+            if record.stage:  # the search gave up what it would, when it was fitted
+                fit_context = replace(fit_context, report=lambda step, value: None)
+            trained = parameters.build(method.parameters, record.params | record.fitted_at)
+            found = method.fit(task, trained, fit_context)
+            kept = state_of(found), notes_of(self._fit_context)
+            if record.stage:
+                self._kept_fits.put(self._fit_key, *kept)
+        state, notes = kept
+        self._fit_context.notes |= notes
+        state = {name: part.to(task.device) for name, part in state.items()}
+        return method.restore(task, values, state, self._fit_context)
+
+    @property
+    def _fit_key(self) -> str:
+        """What an operator's numbers depend on."""
+        record, budget = self._record, asdict(self._fit_context.budget)
+        if record.stage == "settings":
+            budget["epochs"] = 0
+        return digests.of(record.params | record.fitted_at, record.seed, budget)
 
     def fit_or_measure(self, images: ImageSet) -> None:
         """Fits; where memory does not suffice, measures as well, in smaller batches."""
@@ -173,24 +216,35 @@ class Attempt:
                 raise
         self.measure(images)
 
-    def score(self, raced: Raced) -> None:
-        """Takes what came of a race; one that it left early counts as pruned.
+    def score(self, raced: Raced, total: int, job: Job) -> None:
+        """Takes what came of a race; one without all validation images counts as pruned.
+
+        Args:
+            raced: of this run.
+            total: validation images that there are.
+            job: gives the incumbent, from which what was run on fewer images is estimated.
 
         Raises:
             Diverged: as `Raced.check`.
         """
         raced.check()
-        self.metrics |= raced.metrics("val")
+        psnr, seen = raced.psnr.tolist(), f"the first {len(raced.mse)} of {total} validation images"
         self.metrics["parameters"] = float(count_parameters(self.reconstructor))
         self.series = curves_of(self._fit_context, None)
-        self._update["validation"] = raced.psnr.tolist()
+        self._update["validation"] = psnr
+        initial = self._record.stage == "settings" and self._entry.fits
+        if raced.complete and raced.total == total and not initial:
+            self.metrics |= raced.metrics("val")
+            return
+        self.metrics |= raced.costs
+        self.metrics["val/psnr_estimate"] = estimated(psnr, total, job, raced.estimate)
         if not raced.complete:
-            self.metrics["val/psnr_estimate"] = raced.estimate
-            self._update |= {
-                "state": "pruned",
-                "reason": f"significantly worse than the best on the first {len(raced.mse)} of "
-                f"{raced.total} validation images",
-            }
+            reason = f"significantly worse than the best on {seen}"
+        elif initial:
+            reason = f"settings of what is not fitted yet, on {seen}"
+        else:
+            reason = f"settings that were tried on {seen}"
+        self._update |= {"state": "pruned", "reason": reason}
 
     def measure(self, images: ImageSet) -> None:
         """Fits and measures, in smaller batches where memory does not suffice.
@@ -235,6 +289,9 @@ class Attempt:
             self.reconstructor, task, images, record=final, with_ssim=final, batch=batch
         ).check()
         self.metrics |= found.metrics(split)
+        if not final:
+            order = racing_order(len(images))
+            self._update["validation"] = [float(value) for value in found.psnr[order]]
         if not math.isfinite(self.metrics[f"{split}/psnr"]):
             raise Diverged(
                 f"the mean PSNR is {self.metrics[f'{split}/psnr']}: a reconstruction is the truth"
@@ -258,6 +315,25 @@ class Attempt:
         scores.to_parquet(self._place / names.SHIFTS, index=False)
         means = scores.groupby("setting", sort=False)["psnr"].mean()
         self.metrics |= {f"shift/{name}/psnr": value for name, value in means.items()}
+
+
+def estimated(psnr: Sequence[float], total: int, job: Job, otherwise: float) -> float:
+    """Mean PSNR [dB] over all images of what was run on the first of them.
+
+    It is the incumbent's, plus the mean difference to it on the images that both were run on.
+
+    Args:
+        psnr: of the images that it was run on, in racing order.
+        total: images that there are.
+        job: its incumbent.
+        otherwise: what it is without one.
+    """
+    if len(psnr) == total:
+        return math.fsum(psnr) / total
+    if len(job.incumbent) < len(psnr) or not math.isfinite(job.estimate):
+        return otherwise
+    pairs = zip(psnr, job.incumbent[: len(psnr)], strict=True)
+    return job.estimate + math.fsum(own - best for own, best in pairs) / len(psnr)
 
 
 def _stopping(report: Report) -> Callable[[int, float], None]:

@@ -83,4 +83,4 @@ def perform(
     def report(step: int, value: float) -> str | None:
         return job_callback.report(job, step, value)
 
-    return run_trials(context, entry, job.records, job.places, job.incumbent, report, progress)
+    return run_trials(context, entry, job, report, progress)

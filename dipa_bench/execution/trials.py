@@ -14,6 +14,7 @@ from dipa_bench.execution.attempt import MEASURED_NOTE, Attempt, Report
 from dipa_bench.execution.context import StudyContext
 from dipa_bench.methods import Progress
 from dipa_bench.search.batches import runs_as_batch, untrained
+from dipa_bench.search.jobs import Job
 from dipa_bench.tracking.records import RunRecord
 
 SETTINGS_NOTE = "settings_in_batch"  # of a trial that ran beside others
@@ -34,15 +35,14 @@ def run_trial(
     Raises:
         OSError: a disk that is full or read-only; the record stays that of a running trial.
     """
-    return run_trials(context, entry, [record], [place], (), report, progress)[0]
+    job = Job(entry.name, "trial", (record,), (place,), races=False)
+    return run_trials(context, entry, job, report, progress)[0]
 
 
 def run_trials(
     context: StudyContext,
     entry: Entry,
-    blanks: Sequence[RunRecord],
-    places: Sequence[Path],
-    incumbent: Sequence[float],
+    job: Job,
     report: Report,
     progress: Callable[[Progress], None],
 ) -> tuple[RunRecord, ...]:
@@ -52,22 +52,24 @@ def run_trials(
 
     Args:
         context, entry: as for `run_trial`.
-        blanks, places: of each trial.
-        incumbent: validation PSNRs of the best setting so far, in racing order; empty for none.
+        job: of trials of one stage and as many images.
         report, progress: as for `run_trial`.
 
     Raises:
         OSError: as `run_trial`.
     """
-    pairs = list(zip(blanks, places, strict=True))
+    pairs = list(zip(job.records, job.places, strict=True))
     runs = [
         Attempt(context, entry, blank, place, "val", report, progress) for blank, place in pairs
     ]
     images = context.task.images.validation
-    short = entry.name in context.batches or any(MEASURED_NOTE in blank.notes for blank in blanks)
+    short = entry.name in context.batches or any(
+        MEASURED_NOTE in record.notes for record in job.records
+    )
+    settings = untrained(entry) or job.records[0].stage in ("settings", "tuned")
     try:
-        if untrained(entry) and not short:
-            _race(context, runs, images, incumbent)
+        if settings and not short:
+            _race(context, runs, images, job)
         else:
             for run in runs:
                 _measure(runs, run, images)
@@ -92,10 +94,9 @@ def run_seed(
     return run.end()
 
 
-def _race(
-    context: StudyContext, runs: Sequence[Attempt], images: ImageSet, incumbent: Sequence[float]
-) -> None:
+def _race(context: StudyContext, runs: Sequence[Attempt], images: ImageSet, job: Job) -> None:
     """Fits all, then runs them on the images as far as they may still be the best."""
+    most = min(job.records[0].images or len(images), len(images))
     for run in runs:
         started = time.perf_counter()
         run.attempt(lambda run=run: run.fit_or_measure(images))
@@ -111,9 +112,10 @@ def _race(
         [run.reconstructor for run in ready],
         context.task,
         images,
-        incumbent if len(incumbent) == len(images) else None,
-        enabled=context.study.search.race and len(context.study.objectives) == 1,
+        job.incumbent[:most] if len(job.incumbent) >= most else None,
+        enabled=job.races and context.study.search.race and len(context.study.objectives) == 1,
         batched=runs_as_batch(context),
+        most=most,
     )
     elapsed = time.perf_counter() - started
     work = [raced.seconds * len(raced.mse) for raced in found]
@@ -126,7 +128,7 @@ def _race(
             devices.free_memory(context.task.device)
             _measure(runs, run, images)
         else:
-            run.attempt(lambda run=run, raced=raced: run.score(raced))
+            run.attempt(lambda run=run, raced=raced: run.score(raced, len(images), job))
 
 
 def _measure(runs: Sequence[Attempt], mine: Attempt, images: ImageSet) -> None:

@@ -74,6 +74,8 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
     distill = parameters.distill
     label = task.label_or_default(distill.teacher)
     reconstructor, held_out = _initial(task, make, parameters, label, context)
+    if not context.budget.epochs:
+        return _concluded(reconstructor)
     images = task.images.train.first(context.budget.train_images)
     targets = mismatch = None
     taught = distill.target == "imit" or distill.weight_gradient
@@ -99,6 +101,12 @@ def fit(task: Task, make: Maker, parameters: TrainedParameters, context: FitCont
     loss = distillation_loss(reconstructor, targets, mismatch, distill, parameters.gradient, task)
     context.notes["gradient_strategy"] = describe(parameters.gradient, task.iterations)
     train(reconstructor, loss, images, parameters.train, task, context, held_out)
+    return _concluded(reconstructor)
+
+
+def _concluded(reconstructor: Iterative) -> Iterative:
+    """A reconstructor that is not trained any more."""
+    reconstructor.module.requires_grad_(False)
     networks.conclude(reconstructor)
     return reconstructor
 

@@ -82,8 +82,8 @@ def train(
 ) -> None:
     """Minimises `loss` over the parameters of `reconstructor.module` and keeps the best epoch's.
 
-    Best means highest validation PSNR; what the fit starts from competes as epoch 0. A fit that
-    was interrupted goes on from its checkpoint, as if it had never stopped.
+    Best means highest validation PSNR; what the fit starts from competes as epoch 0, and is all
+    that a budget without epochs gives. A fit that was interrupted goes on from its checkpoint, as if it had never stopped.
 
     Args:
         reconstructor: its module is trained in place.
@@ -99,6 +99,9 @@ def train(
         Diverged: the loss became NaN, infinite or a thousand times what it was.
         Pruned: from the context's report.
     """
+    if not context.budget.epochs:
+        reconstructor.module.requires_grad_(False)
+        return
     training = _Training(reconstructor, loss, images, parameters, task, context, held_out)
     checkpoint = Checkpoint(context.folder, training.key)
     kept = checkpoint.read()

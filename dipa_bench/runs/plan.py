@@ -18,8 +18,11 @@ from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import Budget, FitContext
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Identity, Pointwise, Preconditioner
+from dipa_bench.search.stages import planned_trials, stages_of
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tasks.base import Task
+
+TUNING_IMAGES = 15  # that one evaluation of solver settings takes, in the mean
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,7 @@ def plan(study: StudyFile, task: Task) -> Plan:
     entries = []
     for name, entry in chosen.items():
         skip = obstacles[name][1] if obstacles[name] else None
-        searched = not skip and bool(entry.space(task)) and study.protocol == "tuned"
-        trials = 0 if skip else study.budget.trials if searched else 1
+        trials = 0 if skip else planned_trials(entry, task, study)
         seeds = 0 if skip else study.budget.seeds if entry.method.stochastic else 1
         checks = (study.budget.validation_images or validation) * forward
         epoch = images * trained.get(name, 0.0) + checks
@@ -88,10 +90,18 @@ def plan(study: StudyFile, task: Task) -> Plan:
             epochs * epoch if entry.method.stochastic else one_pass
             for epochs in (study.budget.epochs, study.budget.final_epochs)
         )
-        one_trial = trial_fit + validation * forward
-        if searched and study.budget.minutes is not None:
-            trials = max(1, round(60 * study.budget.minutes / max(one_trial, 1e-9)))
-        seconds = trials * one_trial + seeds * (seed_fit + test * forward)
+        searching = 0.0
+        for stage in stages_of(entry, task, study) if not skip else ():
+            one = trial_fit + validation * forward
+            if stage.tunes:
+                one = min(TUNING_IMAGES, validation) * forward
+            searching += one * (stage.count or 0)
+        if study.budget.minutes is not None and entry.space(task) and not skip:
+            searching = 60 * study.budget.minutes
+            trials = trials or max(
+                1, round(searching / max(trial_fit + validation * forward, 1e-9))
+            )
+        seconds = searching + seeds * (seed_fit + test * forward)
         minutes = seconds / 60
         entries.append(EntryPlan(name, trials, seeds, entry.method.learned, minutes, skip))
     return Plan(entries, int(1.2 * devices.peak_memory(task.device)))

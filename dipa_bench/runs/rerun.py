@@ -110,7 +110,7 @@ def _again(context: StudyContext, entry: Entry, record: RunRecord) -> list[RunRe
         which = number if record.kind == "method" else record.number
         seed = context.seed("seed", which)
         blank = context.blank("seed", entry, which, seed).model_copy(
-            update={"params": record.params}
+            update={"params": record.params, "fitted_at": record.fitted_at}
         )
         images = context.task.images.test(
             f"rerun of {record.study} / {record.method}, seed {which}"

@@ -14,7 +14,7 @@ GROUP = 8  # settings in one job; on a GPU one batch, as a few images do not fil
 
 def untrained(entry: Entry) -> bool:
     """Whether an entry's settings need no training, so that trying one is running it."""
-    return not entry.method.stochastic
+    return not entry.method.stochastic or entry.method.solver_free
 
 
 def runs_as_batch(context: StudyContext) -> bool:
@@ -38,3 +38,16 @@ def batch_of(context: StudyContext, entry: Entry, blind: bool, workers: int) -> 
     if not blind or study.budget.minutes is not None or study.search.plateau is not None:
         return 1  # whether there is a next trial depends on this one
     return max(1, GROUP // workers)
+
+
+def tuning_batch_of(context: StudyContext, races: bool, workers: int) -> int:
+    """How many proposals of a tuner are one job.
+
+    Args:
+        context: the study's context.
+        races: whether they race against each other.
+        workers: workers that share them out.
+    """
+    if runs_as_batch(context):
+        return context.study.search.batch or GROUP
+    return max(1, GROUP // workers) if races else 1

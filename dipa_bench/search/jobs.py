@@ -6,6 +6,7 @@ start, does them, and returns the records as they ended.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,9 @@ class Job:
         records: of the runs, blank but for what they are to do.
         places: their run folders.
         incumbent: validation PSNRs of the entry's best setting so far, in racing order, or empty.
+        estimate: mean PSNR of the incumbent over all validation images, in dB; measured, or
+            estimated like that of the others.
+        races: whether trials may leave off once they are significantly worse than the best.
         reason: why the test images are read, for a seed.
     """
 
@@ -31,6 +35,8 @@ class Job:
     records: tuple[RunRecord, ...]
     places: tuple[Path, ...]
     incumbent: tuple[float, ...] = ()
+    estimate: float = math.nan
+    races: bool = True
     reason: str = ""
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,15 +14,27 @@ from typing import TYPE_CHECKING
 
 from dipa_bench import names, parameters
 from dipa_bench.config.entry import Entry
+from dipa_bench.config.space import Block
 from dipa_bench.parameters import Value
 from dipa_bench.search import journal, outcome
-from dipa_bench.search.batches import batch_of
+from dipa_bench.search.batches import batch_of, tuning_batch_of
 from dipa_bench.search.callbacks import StudyCallback
 from dipa_bench.search.jobs import Job, Lost
 from dipa_bench.search.objectives import objectives_of, pruner_of
 from dipa_bench.search.queues import TrialQueues
 from dipa_bench.search.sampling import MODELS, STARTUP, NumberedSampler
+from dipa_bench.search.settings_tuner import Proposal
+from dipa_bench.search.stages import FITS, Stage, planned_trials, stages_of
 from dipa_bench.search.trial_queue import TrialQueue
+from dipa_bench.search.tuning import (
+    CLOSING,
+    Base,
+    Tuning,
+    base_of,
+    incumbent,
+    psnr_of,
+    without_settings,
+)
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.test_reads import log_read
@@ -63,6 +77,10 @@ class MethodSearch:
         self._best: dict[int, float] = {}  # what they reported
         self._seeds: dict[int, RunRecord] = {}
         self._todo: list[int] | None = None  # seeds; None while the search goes on
+        self._searching = True  # whether a stage has trials left, or some that run elsewhere
+        self._stages: tuple[Stage, ...] = ()
+        self._bases: dict[str, Base | None] = {}
+        self._tunings: dict[str, Tuning] = {}
         self._queue: TrialQueue | None = None
         self._verdict: TrialQueue | None = None
         obstacle = entry.obstacle(context.task)
@@ -79,24 +97,37 @@ class MethodSearch:
         published = context.study.protocol == "published"
         space = {} if published else entry.distributions(task)
         self._fixed = entry.published(task) if published else entry.defaults(task)
-        sampler = NumberedSampler(
-            space,
+        self._stages = stages_of(entry, task, context.study)
+        self._queue = self._queues.trials(
+            entry.name, self.folder, space, self._sampler(space), objectives_of(context.study)
+        )
+        self._ended = {} if self._queues.shared else _counted(self.folder)
+        wanted = planned_trials(entry, task, context.study)
+        self._callback.method(entry.name, wanted, len(self._ended))
+        self._fetch()
+
+    def _sampler(self, space: Block) -> NumberedSampler:
+        """What draws the trials of the stage that does not tune, if there is one."""
+        context, entry, task = self._context, self.entry, self._context.task
+        stage = next((one for one in self._stages if not one.tunes), self._stages[0])
+        own = without_settings(space) if stage.name == "fit" else dict(space)
+        points: list[dict[str, Value]] = []
+        for point in entry.first_points(task) if space else ():
+            point = {name: value for name, value in point.items() if name in own}
+            if point and point not in points:
+                points.append(point)
+        return NumberedSampler(
+            own,
             context.seed("search"),
-            entry.first_points(task) if space else (),
+            points,
             entry.solver_names(task),
             context.seed("solver settings"),
             conditions=entry.conditions(task),
             admits=partial(entry.admits, task),
             limits=entry.limits(task),
             kind=context.study.search.sampler,
+            first=stage.first,
         )
-        self._queue = self._queues.trials(
-            entry.name, self.folder, space, sampler, objectives_of(context.study)
-        )
-        self._ended = {} if self._queues.shared else _counted(self.folder)
-        self._wanted = planned_trials(entry, context)
-        self._callback.method(entry.name, self._wanted, len(self._ended))
-        self._fetch()
 
     # ------------------------------------------------------------------------------ handing out
 
@@ -110,35 +141,107 @@ class MethodSearch:
             self._fetch()
             if job := self._trials(workers):
                 return job
-            if not self._running and self._searched():
+            if not self._running and not self._searching:
                 self._end_search()
         if self.done is None and self._todo:
             return self._seed(self._todo.pop(0))
         return None
 
     def _trials(self, workers: int) -> Job | None:
-        """A job of one trial, or of several whose settings run as one batch."""
-        if self._spent():
+        """A job of the first stage that is not over; None where there is none, or not yet."""
+        self._searching = True
+        for stage in self._stages:
+            if self._late(stage.share) or (not stage.tunes and self._settled()):
+                continue
+            base = self._base(stage)
+            if base is None:
+                continue
+            if stage.tunes:
+                proposals = self._proposals(stage, base)
+                if proposals is None:
+                    continue
+                return self._tuning_job(stage, base, proposals, workers)
+            if job := self._drawn_job(stage, base, workers):
+                return job
+            if stage.count is None or not self._has_all(stage):
+                return None
+        self._searching = False
+        return None
+
+    def _base(self, stage: Stage) -> Base | None:
+        """What the trials of a stage have in common; those before it have ended."""
+        if stage.name not in self._bases:
+            found = base_of(
+                stage, self._context, self.entry, self._fixed, list(self._ended.values())
+            )
+            if stage.first and self._running:  # a lost trial of the stage before may come again
+                return found
+            self._bases[stage.name] = found
+        return self._bases[stage.name]
+
+    def _proposals(self, stage: Stage, base: Base) -> list[Proposal] | None:
+        """What a tuning stage would run now; None once it is over."""
+        if stage.name not in self._tunings:
+            self._tunings[stage.name] = Tuning(stage, self._context, self.entry, base)
+        closing = self._late(CLOSING * stage.share)
+        return self._tunings[stage.name].proposals(
+            self._of_stage(stage), self._queue.running(), closing
+        )
+
+    def _of_stage(self, stage: Stage) -> list[RunRecord]:
+        """The ended trials of a stage, by index."""
+        return [self._ended[index] for index in sorted(self._ended) if stage.has(index)]
+
+    def _has_all(self, stage: Stage) -> bool:
+        return set(range(stage.first, stage.first + stage.count)) <= self._ended.keys()
+
+    def _tuning_job(
+        self, stage: Stage, base: Base, proposals: list[Proposal], workers: int
+    ) -> Job | None:
+        """A job of as many proposals alike as run together; None where all of them run."""
+        if not proposals:
             return None
+        first, found = proposals[0], []
+        alike = [one for one in proposals if (one.images, one.races) == (first.images, first.races)]
+        size = 1 if self._suspects() else tuning_batch_of(self._context, first.races, workers)
+        whole = len(self._context.task.images.validation)
+        for proposal in alike[:size]:
+            trial = self._queue.next(None, self._ended, stage.first, proposal.params)
+            record = self._blank(trial.number, self._queue.index(trial.number), base, trial.params)
+            update = {
+                "stage": stage.name,
+                "fitted_at": dict(base.fitted_at),
+                "seed": base.seed,
+                "images": proposal.images if proposal.images < whole else None,
+            }
+            found.append(record.model_copy(update=update))
+        best = incumbent(list(self._ended.values()), first.images)
+        return self._trial_job(found, best, races=first.races)
+
+    def _drawn_job(self, stage: Stage, base: Base, workers: int) -> Job | None:
+        """A job of a trial that a sampler draws, or of several whose settings run as one batch."""
         found = []
         for _ in range(self._batch(workers)):
-            trial = self._queue.next(self._wanted, self._ended)
+            trial = self._queue.next(stage.count, self._ended, stage.first)
             if trial is None:
                 break
-            found.append(self._blank(trial.number, self._queue.index(trial.number), trial.params))
+            record = self._blank(trial.number, self._queue.index(trial.number), base, trial.params)
+            found.append(record.model_copy(update={"stage": stage.name}))
         if not found:
             return None
+        return self._trial_job(found, outcome.best(list(self._ended.values())))
+
+    def _trial_job(self, found: list[RunRecord], best: RunRecord | None, races: bool = True) -> Job:
         self._running += len(found)
         self._begun[found[0].number] = time.monotonic()
         places = tuple(journal.trial_folder(self.folder, record.number) for record in found)
-        best = outcome.best(list(self._ended.values()))
-        incumbent = tuple(best.validation) if best else ()
-        job = Job(self.entry.name, "trial", tuple(found), places, incumbent)
+        ahead = (tuple(best.validation), psnr_of(best)) if best else ((), math.nan)
+        job = Job(self.entry.name, "trial", tuple(found), places, *ahead, races=races)
         self._callback.run("trial", self.entry.name, found[0].number)
         return job
 
     def _batch(self, workers: int) -> int:
-        """How many trials the next job has."""
+        """How many trials that a sampler draws the next job has."""
         if self._suspects():
             return 1
         begun = len(self._ended) + self._running
@@ -150,28 +253,34 @@ class MethodSearch:
         """Indices of trials under which a worker died; each is run again by itself."""
         return {index for kind, index in self._losses if kind == "trial"} - self._ended.keys()
 
-    def _blank(self, number: int, index: int, drawn: Mapping[str, Value]) -> RunRecord:
+    def _blank(self, number: int, index: int, base: Base, drawn: Mapping[str, Value]) -> RunRecord:
         seed = self._context.seed("trial", index)
         record = self._context.blank("trial", self.entry, number, seed)
-        params = parameters.active(self.entry.method.parameters, self._fixed | drawn)
+        params = parameters.active(self.entry.method.parameters, {**base.params, **drawn})
         return record.model_copy(
             update={"params": params, "notes": record.notes | {"index": index}}
         )
 
-    def _spent(self) -> bool:
-        """Whether no further trial may begin, for want of time or of gains."""
-        trials, study = self._in_order(), self._context.study
-        if self._wanted is None:  # a budget in minutes
-            begun = [time.monotonic() - started for started in self._begun.values()]
-            used = (outcome.spent(trials) or [0.0])[-1] + sum(begun)
-            if trials and used >= 60 * study.budget.minutes:
-                return True
-        return outcome.settled(trials, study.search.plateau, study.search.gain)
+    def _settled(self) -> bool:
+        """Whether a search without stages has had no gain for so long as the study says."""
+        search = self._context.study.search
+        return len(self._stages) == 1 and outcome.settled(
+            self._in_order(), search.plateau, search.gain
+        )
+
+    def _late(self, share: float) -> bool:
+        """Whether a share of a budget in minutes is spent; there is time for a first trial."""
+        minutes, trials = self._context.study.budget.minutes, self._in_order()
+        if minutes is None or not trials:
+            return False
+        begun = [time.monotonic() - started for started in self._begun.values()]
+        return outcome.spent(trials)[-1] + sum(begun) >= 60 * minutes * share
 
     def _seed(self, number: int) -> Job:
         name = self.entry.name
         blank = self._context.blank("seed", self.entry, number, self._context.seed("seed", number))
-        blank = blank.model_copy(update={"params": self._record.params})
+        winner = {"params": self._record.params, "fitted_at": self._record.fitted_at}
+        blank = blank.model_copy(update=winner)
         if number == 0:
             for shown in names.SHOWN:  # of an earlier winner
                 (self.folder / shown).unlink(missing_ok=True)
@@ -255,12 +364,13 @@ class MethodSearch:
     # ------------------------------------------------------------------------------------- ending
 
     def _in_order(self) -> list[RunRecord]:
-        """The ended trials by index, as far as there is no gap."""
+        """The ended trials by index, of each stage as far as there is no gap."""
         found = []
-        for index in range(len(self._ended)):
-            if index not in self._ended:
-                break
-            found.append(self._ended[index])
+        for stage in self._stages:
+            for index in itertools.count(stage.first):
+                if index not in self._ended:
+                    break
+                found.append(self._ended[index])
         return found
 
     def _fetch(self) -> None:
@@ -270,18 +380,20 @@ class MethodSearch:
                 self._ended[record.index] = record
                 records.write(journal.trial_folder(self.folder, record.number), record)
 
-    def _searched(self) -> bool:
-        """Whether all trials that there will be have ended, here or elsewhere."""
-        wanted = self._wanted
-        return self._spent() or (wanted is not None and set(range(wanted)) <= set(self._ended))
-
     def _end_search(self) -> None:
         """Takes the winner, and the right to test it."""
         budget = self._context.study.budget
-        ended = self._in_order()[: self._wanted]
+        ended = [
+            record
+            for stage in self._stages
+            for record in self._of_stage(stage)[: stage.count if not stage.tunes else None]
+        ]
         trials = outcome.within(ended, budget.minutes)
         if self._verdict is None:
-            label = f"{self._wanted or f'{budget.minutes:g} minutes'}, {budget.seeds} seeds"
+            spent = f"{budget.settings} settings, {budget.fits} fits"
+            if budget.minutes is not None:
+                spent = f"{budget.minutes:g} minutes"
+            label = f"{spent}, {budget.seeds} seeds"
             self._verdict = self._queues.conclusion(self.entry.name, label)
         if self._verdict is not None and not self._may_conclude():
             return
@@ -316,7 +428,11 @@ class MethodSearch:
             place = self.folder / f"seed-{number}"
             if (place / records.RECORD).exists():
                 found = records.read(place)
-                if found.state == "finished" and found.params == self._record.params:
+                same = (found.params, found.fitted_at) == (
+                    self._record.params,
+                    self._record.fitted_at,
+                )
+                if found.state == "finished" and same:
                     self._seeds[number] = found
         return [number for number in range(count) if number not in self._seeds]
 
@@ -335,6 +451,7 @@ class MethodSearch:
         update = {"state": state, "reason": reason, "finished": records.end_time(record)}
         done = record.model_copy(update=update)
         records.write(self.folder, done)
+        shutil.rmtree(self.folder / FITS, ignore_errors=True)
         self._callback.ended(done)
         self.done = done
 
@@ -352,13 +469,3 @@ def _counted(folder: Path) -> dict[int, RunRecord]:
         for record in journal.trial_records(folder)
         if record.state not in ("interrupted", "running")
     }
-
-
-def planned_trials(entry: Entry, context: StudyContext) -> int | None:
-    """How many trials an entry gets: the budget, or one where nothing is searched.
-
-    None where the budget is a time.
-    """
-    if context.study.protocol == "published" or not entry.space(context.task):
-        return 1
-    return context.study.budget.trials if context.study.budget.minutes is None else None

@@ -13,19 +13,30 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+GIVEN = "fixed_params"  # system attribute of what `Study.enqueue_trial` is given
+
 
 def identifier_of(trial: optuna.Trial | FrozenTrial) -> int:
     """A trial's identifier in its storage, which heartbeats are recorded under."""
     return trial._trial_id
 
 
-def add_waiting(study: optuna.Study, attributes: dict[str, Any]) -> int:
-    """Adds a trial that waits, with its user attributes, in one step.
+def given_of(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters that a trial was given beforehand, as by `Study.enqueue_trial`."""
+    return trial.system_attrs.get(GIVEN, {})
+
+
+def add_waiting(
+    study: optuna.Study, attributes: dict[str, Any], given: dict[str, Any] | None = None
+) -> int:
+    """Adds a trial that waits, with its user attributes and given parameters, in one step.
 
     Returns:
         Its identifier.
     """
-    entry = create_trial(state=TrialState.WAITING, user_attrs=attributes)
+    entry = create_trial(
+        state=TrialState.WAITING, user_attrs=attributes, system_attrs={GIVEN: given or {}}
+    )
     return study._storage.create_new_trial(study._study_id, entry)
 
 

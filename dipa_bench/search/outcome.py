@@ -76,6 +76,7 @@ def with_winner(
     return record.model_copy(
         update={
             "params": winner.params,
+            "fitted_at": winner.fitted_at,
             "notes": record.notes | {"winner": winner.number} | late,
             "metrics": {
                 "val/psnr": winner.metrics["val/psnr"],

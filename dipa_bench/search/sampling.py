@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import (
@@ -20,6 +20,7 @@ from dipa_bench import digests
 from dipa_bench.config.space import Block, sobol_point, uniform_point, value_at
 from dipa_bench.parameters import Value, When
 from dipa_bench.search import samplers
+from dipa_bench.search.optuna_internals import given_of
 from dipa_bench.search.samplers import index_of
 
 KINDS = ("tpe", "gp", "random", "qmc")
@@ -61,6 +62,7 @@ class NumberedSampler(BaseSampler):
         limits: floats whose largest value depends on the rest of a draw: points of a sequence are
             drawn as a fraction of it, what a model draws is cut; given points stay as they are.
         kind: of `KINDS`.
+        first: index of the first trial that it draws.
 
     Raises:
         ValueError: there is no such kind.
@@ -77,6 +79,7 @@ class NumberedSampler(BaseSampler):
         admits: Callable[[dict[str, Value]], bool] = lambda draw: True,
         kind: str = "tpe",
         limits: Mapping[str, Callable[[Mapping[str, Value]], float]] | None = None,
+        first: int = 0,
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"no sampler {kind!r}: give one of {', '.join(KINDS)}")
@@ -89,6 +92,7 @@ class NumberedSampler(BaseSampler):
         self._admits = admits
         self._kind = kind
         self._limits = {name: limit for name, limit in (limits or {}).items() if name in space}
+        self._begin = first
         self._first = max(STARTUP, len(self._points))  # that a model draws
 
     def infer_relative_search_space(
@@ -99,7 +103,9 @@ class NumberedSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        index = index_of(trial)
+        if given_of(trial):
+            return {}
+        index = index_of(trial) - self._begin
         patience = PATIENCE[self._kind] if self._kind in MODELS and index >= self._first else 0
         for attempt in range(patience + ATTEMPTS):
             if attempt < patience:
@@ -200,14 +206,14 @@ def _tpe(seed: int) -> TPESampler:
         return TPESampler(seed=seed, n_startup_trials=0, multivariate=True)
 
 
-def ask(study: Study, space: Block) -> Trial:
-    """The next trial that waits, or a new one, with what a `NumberedSampler` drew and no more."""
-    return fill(study.ask(), space)
+def ask(study: Study, space: Block, given: Iterable[str] = ()) -> Trial:
+    """The next trial that waits, or a new one, as `fill` leaves it."""
+    return fill(study.ask(), space, given)
 
 
-def fill(trial: Trial, space: Block) -> Trial:
-    """A trial with what a `NumberedSampler` drew for it and no more."""
-    for name in trial.relative_params:
+def fill(trial: Trial, space: Block, given: Iterable[str] = ()) -> Trial:
+    """A trial with the parameters it was given, or what a `NumberedSampler` drew, and no more."""
+    for name in [*given] or trial.relative_params:
         found = space[name]
         if isinstance(found, CategoricalDistribution):
             trial.suggest_categorical(name, found.choices)

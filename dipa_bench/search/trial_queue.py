@@ -58,19 +58,32 @@ class TrialQueue:
         """Records of trials that ended anywhere else; none here, they are all on this disk."""
         return []
 
-    def next(self, wanted: int | None, ended: Iterable[int]) -> optuna.Trial | None:
-        """TrialQueue the first index that nobody has.
+    def running(self) -> list[dict[str, Any]]:
+        """Parameters of the trials that run now, here or elsewhere."""
+        found = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial.params for trial in found]
+
+    def next(
+        self,
+        wanted: int | None,
+        ended: Iterable[int],
+        first: int = 0,
+        given: Mapping[str, Any] | None = None,
+    ) -> optuna.Trial | None:
+        """Takes the first index that nobody has.
 
         Args:
             wanted: how many indices there are; None for any number.
             ended: those that are done.
+            first: the smallest of them.
+            given: the trial's parameters; None for what the sampler draws.
 
         Returns:
-            The trial, drawn; None where all are taken.
+            The trial; None where all are taken.
         """
         live = self._study.get_trials(deepcopy=False, states=LIVE)
-        free = first_free(wanted, set(ended) | set(map(index_of, live)))
-        return self._enter(free[0]) if free else None
+        free = first_free(first, wanted, set(ended) | set(map(index_of, live)))
+        return self._enter(free[0], given) if free else None
 
     @property
     def claimed(self) -> list[int]:
@@ -96,9 +109,10 @@ class TrialQueue:
     def close(self) -> None:
         """Lets go of what is not finished."""
 
-    def _enter(self, index: int) -> optuna.Trial:
-        self._study.enqueue_trial({}, user_attrs={INDEX: index})
-        trial = ask(self._study, self._space)
+    def _enter(self, index: int, given: Mapping[str, Any] | None) -> optuna.Trial:
+        given = dict(given or {})
+        self._study.enqueue_trial(given, user_attrs={INDEX: index})
+        trial = ask(self._study, self._space, given)
         self._mine[trial.number] = trial
         return trial
 
@@ -132,6 +146,9 @@ class SharedTrialQueue(TrialQueue):
         self._look()
         return list(self._read.values())
 
+    def running(self) -> list[dict[str, Any]]:
+        return retry(super().running)
+
     def _look(self) -> list[FrozenTrial]:
         """All trials as they are now, with all that run anywhere: each look reads those anew."""
         trials = retry(lambda: self._study.get_trials(deepcopy=False))
@@ -141,7 +158,13 @@ class SharedTrialQueue(TrialQueue):
                 self._read[trial.number] = RunRecord.model_validate(values | self._kept)
         return trials
 
-    def next(self, wanted: int | None, ended: Iterable[int]) -> optuna.Trial | None:
+    def next(
+        self,
+        wanted: int | None,
+        ended: Iterable[int],
+        first: int = 0,
+        given: Mapping[str, Any] | None = None,
+    ) -> optuna.Trial | None:
         if self._heartbeat.steady:
             retry(lambda: optuna.storages.fail_stale_trials(self._study))
         count = 1
@@ -152,11 +175,11 @@ class SharedTrialQueue(TrialQueue):
                 retry(lambda identifier=identifier: rouse(self._study, identifier))
             held = set(ended) | {record.index for record in self._read.values()}
             held |= {index_of(trial) for trial in trials if trial.state in LIVE}
-            free = first_free(wanted, held, count)
+            free = first_free(first, wanted, held, count)
             if not free:
                 return None
             index = secrets.choice(free)
-            trial = retry(lambda index=index: self._enter(index))
+            trial = retry(lambda index=index: self._enter(index, given))
             if trial is not None:
                 return trial
             count = min(SPREAD * count, CROWD)
@@ -186,16 +209,16 @@ class SharedTrialQueue(TrialQueue):
                 retry(lambda number=number: self._fail(number))
         self._mine.clear()
 
-    def _enter(self, index: int) -> optuna.Trial | None:
+    def _enter(self, index: int, given: Mapping[str, Any] | None) -> optuna.Trial | None:
         """As above; None where another entry has the index."""
-        study = self._study
-        identifier = add_waiting(study, {INDEX: index})
+        study, given = self._study, dict(given or {})
+        identifier = add_waiting(study, {INDEX: index}, given)
         rouse(study, identifier)
         number = number_of(study, identifier)
         if not self._is_first(number, index):
             self._fail(number)
             return None
-        trial = fill(running_trial(study, identifier), self._space)
+        trial = fill(running_trial(study, identifier), self._space, given)
         self._mine[number] = trial
         self._heartbeat.add(identifier)
         return trial
@@ -216,10 +239,11 @@ class SharedTrialQueue(TrialQueue):
         )
 
 
-def first_free(wanted: int | None, held: set[int], count: int = 1) -> list[int]:
-    """The first indices that nobody has, at most `count`, all below `wanted`."""
-    free = (index for index in itertools.count() if index not in held)
-    return [one for one in itertools.islice(free, count) if wanted is None or one < wanted]
+def first_free(first: int, wanted: int | None, held: set[int], count: int = 1) -> list[int]:
+    """The first indices that nobody has, at most `count`, of the `wanted` ones from `first` on."""
+    free = (index for index in itertools.count(first) if index not in held)
+    found = itertools.islice(free, count)
+    return [one for one in found if wanted is None or one < first + wanted]
 
 
 def counts(trial: FrozenTrial) -> bool:

@@ -45,7 +45,7 @@ class Solver(ABC):
     Args:
         prior: the denoiser with its strength.
         step: alpha > 0, absolute.
-        strength: the prior's in the first iteration, in its own unit.
+        strength: the prior's, in its own unit: the geometric mean over the iterations.
         iterations: K >= 1; the result is x_K.
         momentum: ``textbook``, ``published`` or ``none``.
         decay: the prior's strength in the last iteration relative to the first's; between them it
@@ -103,8 +103,8 @@ class Solver(ABC):
     def strength_at(self, iteration: int) -> Number:
         """The prior's strength in iteration k, geometric from the first to the last."""
         found = self.strength
-        if isinstance(self.decay, Tensor) or self.decay != 1:
-            found = found * self.decay ** (iteration / max(1, self.iterations - 1))
+        if self.iterations > 1 and (isinstance(self.decay, Tensor) or self.decay != 1):
+            found = found * self.decay ** (iteration / (self.iterations - 1) - 0.5)
         return found if self.schedule is None else found * self.schedule.strength(iteration)
 
     @property

@@ -31,8 +31,8 @@ class SolveParameters(Parameters):
         float | None,
         Field(
             gt=0,
-            description="strength of the prior in the first iteration, in its unit (sigma, or s of "
-            "s D(v/s))",
+            description="strength of the prior, the geometric mean over the iterations, in its "
+            "unit (sigma, or s of s D(v/s))",
         ),
         Search(ask="strength"),
     ] = None
@@ -43,7 +43,7 @@ class SolveParameters(Parameters):
             description="the prior's strength in the last iteration relative to the first, "
             "geometric between them; 1 for a constant one",
         ),
-        Search(0.1, 2.0, log=True),
+        Search(0.03, 3.0, log=True),
     ] = 1.0
     momentum: Annotated[
         Literal["textbook", "published", "none"],

@@ -66,6 +66,18 @@ class RunRecord(BaseModel):
     rule: str = Field("", description="learning rule: none, closed form, greedy, distilled, ...")
     learned: bool = False
     params: dict[str, Scalar] = Field(default_factory=dict, description="flat hyper-parameters")
+    stage: Literal["", "settings", "fit", "tuned"] = Field(
+        "",
+        description="of a trial: solver settings of a fixed or initial operator, a fit at the best "
+        "of them, or settings of what was fitted; empty where one trial is all of it",
+    )
+    fitted_at: dict[str, Scalar] = Field(
+        default_factory=dict,
+        description="solver settings that the operator was fitted at, where others than `params`",
+    )
+    images: int | None = Field(
+        None, description="validation images that a trial runs on, in racing order; None for all"
+    )
     metrics: dict[str, float] = Field(default_factory=dict)
     series: dict[str, list[tuple[int, float]]] = Field(
         default_factory=dict, description="curves of at most 100 (step, value) points"

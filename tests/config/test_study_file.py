@@ -12,9 +12,8 @@ from dipa_bench import registry
 from dipa_bench.config import study_file
 from dipa_bench.config.entry import Entry
 from dipa_bench.errors import UserError
-from dipa_bench.execution.context import StudyContext
 from dipa_bench.parameters import Parameters, Search
-from dipa_bench.search.method_search import planned_trials
+from dipa_bench.search.stages import planned_trials
 from dipa_bench.testing import small_task
 
 
@@ -66,7 +65,7 @@ def test_a_study_is_the_same_after_a_round_trip_through_json() -> None:
         ({"tsk": "sr", "methods": {}}, "tsk", "task"),
         (raw(budgets={}), "budgets", "budget"),
         (raw(problem={"sise": 16}), "sise", "size"),
-        (raw(budget={"trails": 3}), "trails", "trials"),
+        (raw(budget={"setings": 3}), "setings", "settings"),
         (raw(methods={"idntity": {}}), "idntity", "identity"),
         (raw(methods={"mine": {"method": "hesian"}}), "hesian", "hessian"),
         (raw(methods={"identity": {"sets": {}}}), "sets", "set"),
@@ -107,7 +106,7 @@ def test_a_typo_names_the_nearest_valid_key(table: dict, wrong: str, near: str) 
         (raw(problem={"noise": float("nan")}), "problem.noise = nan"),
         (raw(problem={"options": {"factor": [4]}}), "problem.options.factor = [4]"),
         (raw(budget={"epochs": True}), "budget.epochs = True"),
-        (raw(budget={"trials": 0}), "budget.trials = 0"),
+        (raw(budget={"settings": 0}), "budget.settings = 0"),
         (raw(seed=-1), "seed = -1"),
         (raw(protocol="fair"), "protocol = 'fair'"),
         (raw(presets={"paper": {"budget": {"epochs": 0}}}), "presets.paper.budget.epochs = 0"),
@@ -349,15 +348,13 @@ def test_methods_that_are_not_there(pattern: str, message: str) -> None:
 # ---------------------------------------------------------------------------- rules and names
 
 
-def test_published_rules_take_the_noise_away_and_give_one_trial(tmp_path) -> None:
+def test_published_rules_take_the_noise_away_and_give_one_trial() -> None:
     study = study_file.resolve(raw(problem={"noise": 0.05}), protocol="published")
     assert (study.protocol, study.problem.noise) == ("published", 0.0)
     task = small_task()
     entry = Entry.of(study, "identity")
-    queues = StudyContext(study, task, tmp_path, None, {})
-    assert planned_trials(entry, queues) == 1
-    tuned = study_file.resolve(raw(), trials=5)
-    assert planned_trials(entry, StudyContext(tuned, task, tmp_path, None, {})) == 5
+    assert planned_trials(entry, task, study) == 1
+    assert planned_trials(entry, task, study_file.resolve(raw(), trials=5)) == 5
     assert "did you mean 'published'" in problem_of(raw(), protocol="publishd")
 
 
@@ -467,7 +464,22 @@ def test_keys_of_older_files_are_told(old: str, new: str) -> None:
 
 
 def test_points_to_evaluate_do_not_trouble_controls() -> None:
-    assert study_file.resolve(study_file.read("sr", None), methods="bicubic").points_to_evaluate
+    points = [{"solve.step": 0.5}]
+    table = study_file.read("sr", None) | {"points_to_evaluate": points}
+    assert study_file.resolve(table, methods="bicubic").points_to_evaluate == points
+
+
+def test_trials_of_older_files_are_as_many_settings_and_fits(caplog) -> None:
+    presets = {"more": {"budget": {"trials": 9}}}
+    resolved = study_file.resolve(raw(budget={"trials": 5}, presets=presets))
+    assert (resolved.budget.settings, resolved.budget.fits) == (5, 5)
+    assert "budget.trials" in caplog.text
+    more = study_file.resolve(raw(budget={"trials": 5}, presets=presets), preset="more")
+    assert (more.budget.settings, more.budget.fits) == (9, 9)
+    caplog.clear()
+    named = study_file.resolve(raw(budget={"settings": 40}), trials=5, sets=["budget.fits=2"])
+    assert (named.budget.settings, named.budget.fits) == (5, 2)
+    assert not caplog.text
 
 
 def test_a_preset_freezes_parameters_where_rows_have_them() -> None:

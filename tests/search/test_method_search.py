@@ -38,6 +38,7 @@ from dipa_bench.testing import small_task
 from dipa_bench.tracking.records import RunRecord
 
 CPU = torch.device("cpu")
+DRAWN = {"search": {"tuner": "sampler"}}  # a sampler draws solver settings too
 
 
 def trials(root: Path, entry: str, study: str = "small") -> list[RunRecord]:
@@ -366,7 +367,7 @@ def test_rows_get_the_same_time_not_the_same_trials(
     register("quick", sleeping(0.02))
     register("slow", sleeping(0.1))
     budget = 0.6
-    study = lab.resolved(["quick", "slow"], raw={"budget": {"minutes": budget / 60}})
+    study = lab.resolved(["quick", "slow"], raw={"budget": {"minutes": budget / 60}} | DRAWN)
     done = by_workers(study, tmp_path, count=workers).done
     counts = {}
     for record in done:
@@ -436,7 +437,7 @@ def test_a_search_that_was_stopped_counts_what_it_spent(tmp_path: Path, lab, reg
     register("stopped", fit)
 
     def limit(seconds: float) -> StudyFile:
-        return lab.resolved(["stopped"], raw={"budget": {"minutes": seconds / 60}})
+        return lab.resolved(["stopped"], raw={"budget": {"minutes": seconds / 60}} | DRAWN)
 
     with pytest.raises(KeyboardInterrupt):
         lab.search(limit(0.6), tmp_path, "stopped")
@@ -485,7 +486,9 @@ def test_a_row_without_gain_stops(workers: int, tmp_path: Path, lab, by_workers,
     register("flat", levels([0.2, 0.4] + [0.3] * 40))
 
     def study(patience: int) -> StudyFile:
-        return lab.resolved(["flat"], trials=30, raw={"search": {"plateau": patience}})
+        return lab.resolved(
+            ["flat"], trials=30, raw={"search": {"plateau": patience, "tuner": "sampler"}}
+        )
 
     (done,) = by_workers(study(3), tmp_path, count=workers).done
     ended = trials(tmp_path, "flat")
@@ -604,10 +607,10 @@ def test_start_up_trials_race_side_by_side_with_the_numbers_they_have_alone(
 
 
 def test_a_race_whose_journal_was_lost_goes_on_as_one_that_was_not(tmp_path: Path, lab) -> None:
-    whole = lab.resolved(["identity"], trials=24, raw={"search": {}})
+    whole = lab.resolved(["identity"], trials=24, raw=DRAWN)
     raced(whole, tmp_path / "whole", "identity", lab.Heard())
     raced(
-        lab.resolved(["identity"], trials=19, raw={"search": {}}),
+        lab.resolved(["identity"], trials=19, raw=DRAWN),
         tmp_path / "lost",
         "identity",
         lab.Heard(),

@@ -227,10 +227,10 @@ def test_a_second_run_starts_without_memory(problem):
 
 @pytest.mark.parametrize(
     ("decay", "expected"),
-    [(1.0, [0.123] * 4), (0.125, [0.123, 0.0615, 0.03075, 0.015375])],
+    [(1.0, [0.123] * 4), (1 / 64, [0.984, 0.246, 0.0615, 0.015375])],
 )
 def test_the_prior_gets_the_strength(decay, expected):
-    """D is called once per iteration, at the strength given, on z - step g."""
+    """D is called once per iteration, on z - step g; the given strength is the geometric mean."""
     calls = []
 
     def denoise(noisy, sigma):

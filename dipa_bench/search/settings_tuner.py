@@ -1,0 +1,485 @@
+"""Tunes the solver settings of a fixed operator: screening, then trust regions, then all images.
+
+Settings are few, and PSNR is smooth in those that are numbers. So a tuner that knows this needs a
+fraction of what a sampler needs that learns it:
+
+1. **Screening.** The given points; then, in every *branch* (each start with each momentum), the
+   numbers of the first point, and once more those of a point of a Sobol sequence. On the first
+   `SCREENED` validation images, where what is significantly worse leaves even sooner.
+2. **Trust region.** From the best of these a quadratic model is followed over all numbers at once,
+   in the unit cube of their ranges: COBYQA (Ragonneau and Zhang, "COBYQA", 2023), which needs no
+   gradients and so takes any prior.
+3. **Sweep.** What it found is tried in all other branches, so that a branch is ruled out by images
+   at good settings and not by luck at bad ones, and with each number at the ends of its range, as
+   PSNR may have two modes. The best of these gets a trust region as well; what is better then is
+   tried in all other branches again.
+4. The best is followed on, on `REFINED` images, and the best of what was seen is run on all of
+   them. Only what was run on all can win.
+
+An operator's own parameters (mu, degree, rank) are tuned with the settings, within the same number:
+numbers in the trust regions, choices in the screening and the sweep.
+
+What comes next is a function of the settings that were evaluated, and of nothing else: the whole
+procedure is gone through again for every question, with what is known of it. So a search that was
+stopped goes on as if it never had been, and several workers share it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from optuna.distributions import CategoricalDistribution, IntDistribution
+
+from dipa_bench.config.space import Block, sobol_point, value_at
+from dipa_bench.parameters import Value, When
+
+FEWEST = 24  # evaluations below which there is nothing to follow
+SCREENED, REFINED = 10, 40  # validation images
+RADIUS = 0.15  # of the first trust region, in the unit cube
+SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
+FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
+
+Params = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Settings that were run.
+
+    Attributes:
+        params: the searched parameters.
+        psnr: of the validation images that they were run on, in racing order; empty where they
+            diverged or failed.
+    """
+
+    params: Mapping[str, Value]
+    psnr: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Settings to run.
+
+    Attributes:
+        params: the searched parameters.
+        images: how many validation images, in racing order.
+        races: whether they may leave off once they are significantly worse than the best.
+    """
+
+    params: Params
+    images: int
+    races: bool
+
+
+class SettingsTuner:
+    """What to evaluate next, given what was.
+
+    Args:
+        space: parameter to distribution, at least one.
+        points: to try first, each with a value for every parameter that counts; their first is
+            where the numbers of the screening come from.
+        budget: evaluations, at least `FEWEST`.
+        images: N, all validation images.
+        branches: names of the choices of which all combinations are screened.
+        seed: of the entry's own parameters.
+        shared_seed: of the solver settings, the same for all entries of a study.
+        conditions: parameter to the condition under which it counts.
+        admits: whether the task has nothing against a draw.
+        limits: floats whose largest value depends on the rest of a draw.
+    """
+
+    def __init__(
+        self,
+        space: Block,
+        points: Sequence[Mapping[str, Value]],
+        budget: int,
+        images: int,
+        *,
+        branches: Sequence[str] = (),
+        seed: int = 0,
+        shared_seed: int = 0,
+        conditions: Mapping[str, When] | None = None,
+        admits: Callable[[Params], bool] = lambda draw: True,
+        limits: Mapping[str, Callable[[Mapping[str, Value]], float]] | None = None,
+    ) -> None:
+        self._space = dict(space)
+        self._seed, self._shared_seed = seed, shared_seed
+        self._conditions = dict(conditions or {})
+        self._admits = admits
+        self._limits = {name: limit for name, limit in (limits or {}).items() if name in space}
+        self._choices = [
+            name for name, found in space.items() if isinstance(found, CategoricalDistribution)
+        ]
+        self._shared = [name for name in space if name.startswith("solve.")]
+        branching = [name for name in branches if name in self._choices]
+        values = (self._space[name].choices for name in branching)
+        self._branches = [
+            dict(zip(branching, branch, strict=True)) for branch in itertools.product(*values)
+        ]
+        first = dict(points[0]) if points else {}
+        self._anchor = self._complete({}, first)
+        self._points = [self._complete(self._anchor, point) for point in points] or [self._anchor]
+        self._screened, self._refined = min(SCREENED, images), min(REFINED, images)
+        self._images = images
+        self._regions: dict[tuple, list[Proposal]] = {}
+        self._plan = _Plan.of(budget, len(self._points), len(self._branches), self._width())
+
+    def closing(self, evaluations: Sequence[Evaluation]) -> list[Proposal]:
+        """The best of what was evaluated, on all images, for a search that has no time left."""
+        book = _Book(evaluations)
+        book.need([Proposal(dict(one.params), 0, races=True) for one in evaluations])
+        ranked = book.ranked(self._screened)[: self._plan.all_images]
+        found = [Proposal(params, self._images, races=False) for params in ranked]
+        return [one for one in found if not book.has(one)]
+
+    def proposals(
+        self, evaluations: Sequence[Evaluation], running: Sequence[Mapping[str, Value]] = ()
+    ) -> list[Proposal] | None:
+        """What could be evaluated now.
+
+        Args:
+            evaluations: what was, in the order in which it was begun.
+            running: parameters that are being evaluated.
+
+        Returns:
+            In the order of their importance; empty where all of it runs already, None where the
+            search is over.
+        """
+        book = _Book(evaluations)
+        try:
+            self._tune(book)
+        except _Missing as missing:
+            busy = set(map(_key, running))
+            return [one for one in missing.proposals if _key(one.params) not in busy]
+        return None
+
+    # -------------------------------------------------------------------------------- procedure
+
+    def _tune(self, book: _Book) -> None:
+        """The whole search.
+
+        Raises:
+            _Missing: as far as it is known.
+        """
+        plan, few = self._plan, self._screened
+        book.need([Proposal(self._points[0], self._images, races=False)])  # the untuned ones
+        book.need([Proposal(point, few, races=True) for point in self._screening()])
+        self._follow(book, book.best(few), plan.first, few)
+        if plan.second:
+            found = book.best(few)
+            moved = [*self._neighbours(found), *self._ends(found)]
+            book.need([Proposal(point, few, races=True) for point in moved])
+            self._follow(
+                book, book.best(few, [*self._others(book, found), *moved]), plan.second, few
+            )
+            if book.best(few) != found:
+                moved = self._neighbours(book.best(few))
+                book.need([Proposal(point, few, races=True) for point in moved])
+        self._follow(book, book.best(few), plan.last, self._refined)
+        ranked = book.ranked(self._refined, self._screened)[: plan.all_images]
+        book.need([Proposal(params, self._images, races=False) for params in ranked])
+
+    def _others(self, book: _Book, found: Params) -> list[Params]:
+        """What was asked for in other branches."""
+        return [params for params in book.asked if not self._alike(params, found)]
+
+    def _screening(self) -> list[Params]:
+        """The points, the first one's numbers in every branch, and further ones likewise."""
+        found = list(self._points)
+        for turn in range(self._plan.rounds):
+            for place, branch in enumerate(self._branches):
+                draw = dict(self._anchor)
+                if turn:
+                    index = (turn - 1) * len(self._branches) + place
+                    draw |= self._drawn(index, turn - 1)
+                found.append(self._complete(draw, branch))
+        return _distinct([point for point in found if self._admits(point)])
+
+    def _drawn(self, index: int, turn: int) -> Params:
+        """Solver settings of a turn, the same in all branches, and own parameters of a point."""
+        own = [name for name in self._space if name not in self._shared]
+        draw = sobol_point(self._space, turn, self._shared_seed, self._shared)
+        draw |= sobol_point(self._space, index, self._seed, own)
+        return self._at_fractions(draw)
+
+    def _neighbours(self, params: Params) -> list[Params]:
+        """The same numbers in all other branches, and with each other choice of its own."""
+        own = [name for name in self._choices if name in params and name not in self._shared]
+        changes = list(self._branches)
+        changes += [{name: value} for name in own for value in self._space[name].choices]
+        moved = [self._complete(self._with_fractions(params), change) for change in changes]
+        return [one for one in _distinct(moved) if one != params and self._admits(one)]
+
+    def _ends(self, params: Params) -> list[Params]:
+        """The same point with each of its numbers at the ends of its range: PSNR has two modes
+        where a strength that falls does as well as one that rises.
+        """
+        names = self._numbers(params)
+        units = self._units(params, names)
+        found = []
+        for place, end in itertools.product(range(len(names)), (0.0, 1.0)):
+            if abs(units[place] - end) > RADIUS:
+                found.append(
+                    self._moved(params, names, np.where(np.arange(len(names)) == place, end, units))
+                )
+        return [one for one in _distinct(found) if one != params and self._admits(one)]
+
+    def _follow(self, book: _Book, start: Params, count: int, images: int) -> None:
+        """A trust region from a point, so many evaluations at most.
+
+        Raises:
+            _Missing: the next point that is not known yet.
+        """
+        from scipy.optimize import minimize
+
+        names, place = self._numbers(start), (_key(start), count, images)
+        if not names or not count:
+            return
+        if place in self._regions:  # over: what it saw is looked up again
+            book.need(self._regions[place])
+            return
+        visited: dict[tuple, Proposal] = {}
+
+        def loss(units: np.ndarray) -> float:
+            params = self._moved(start, names, units)
+            if not self._admits(params):
+                return -FAILED
+            key = _key(params)
+            if key not in visited and len(visited) == count:
+                raise _Over
+            visited[key] = Proposal(params, images, races=False)
+            book.need([visited[key]])
+            return -book.value(params, images)
+
+        try:
+            minimize(
+                loss,
+                self._units(start, names),
+                method="COBYQA",
+                bounds=[(0.0, 1.0)] * len(names),
+                options={"initial_tr_radius": RADIUS, "final_tr_radius": SMALLEST},
+            )
+        except _Over:
+            pass
+        self._regions[place] = list(visited.values())
+
+    # ----------------------------------------------------------------------------------- points
+
+    def _width(self) -> int:
+        """Numbers that a trust region has, those with conditions included."""
+        return len(self._numbers(dict.fromkeys(self._space)))
+
+    def _numbers(self, params: Mapping[str, Value]) -> list[str]:
+        """Names of the numbers of some parameters that can be moved."""
+        return [
+            name
+            for name, found in self._space.items()
+            if name in params and name not in self._choices and not found.single()
+        ]
+
+    def _alike(self, one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
+        return all(one.get(name) == other.get(name) for name in self._choices)
+
+    def _complete(self, base: Mapping[str, Value], change: Mapping[str, Value]) -> Params:
+        """A point changed, with all parameters that count then and no others, within the limits.
+
+        Limited numbers of `base` are fractions of their ranges, those of `change` are values.
+        """
+        found = {**base, **change}
+        for name, options in self._space.items():
+            if name not in found:
+                found[name] = _Fraction(0.5) if name in self._limits else value_at(options, 0.5)
+        found = {
+            name: found[name]
+            for name in self._space
+            if name not in self._conditions or self._conditions[name].holds(found)
+        }
+        for name in self._limits:
+            if isinstance(found.get(name), _Fraction):
+                low, high = self._range(name, found)
+                found[name] = low + float(found[name]) * (high - low)
+        return found
+
+    def _with_fractions(self, params: Params) -> Params:
+        """Parameters with limited numbers as fractions of what their limits leave."""
+        found = dict(params)
+        for name in self._limits:
+            if name in found:
+                low, high = self._range(name, found)
+                found[name] = _Fraction((found[name] - low) / (high - low) if high > low else 0.0)
+        return found
+
+    def _at_fractions(self, draw: Params) -> Params:
+        """A draw from whole ranges, limited numbers as fractions of them."""
+        found = dict(draw)
+        for name in self._limits:
+            if name in found:
+                low, high = self._space[name].low, self._space[name].high
+                found[name] = _Fraction((found[name] - low) / (high - low) if high > low else 0.0)
+        return found
+
+    def _range(self, name: str, params: Mapping[str, Value]) -> tuple[float, float]:
+        """Smallest and largest value of a number, given the other parameters."""
+        low, high = self._space[name].low, self._space[name].high
+        if name in self._limits:
+            limit = self._limits[name](params)
+            high = min(high, limit) if limit > low else high
+        return low, high
+
+    def _units(self, params: Params, names: Sequence[str]) -> np.ndarray:
+        """Numbers as a point of the unit cube."""
+        found = []
+        for name in names:
+            low, high = self._range(name, params)
+            value = float(params[name])
+            if self._space[name].log:
+                low, high, value = math.log(low), math.log(high), math.log(value)
+            found.append((value - low) / (high - low) if high > low else 0.0)
+        return np.clip(found, 0.0, 1.0)
+
+    def _moved(self, start: Params, names: Sequence[str], units: np.ndarray) -> Params:
+        """A point with its numbers at a point of the unit cube."""
+        found = dict(start)
+        for name, unit in zip(names, np.clip(units, 0.0, 1.0).tolist(), strict=True):
+            low, high = self._range(name, start)
+            log = self._space[name].log
+            value = low * (high / low) ** unit if log else low + unit * (high - low)
+            value = min(max(value, low), high)
+            whole = isinstance(self._space[name], IntDistribution)
+            found[name] = round(value) if whole else value
+        return found
+
+
+class _Fraction(float):
+    """A limited number as a fraction of its range: which one depends on the other parameters."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How many evaluations each part gets.
+
+    Attributes:
+        rounds: of the screening.
+        first, second, last: of the trust regions; without a second one there is no sweep.
+        all_images: points that are run on all images.
+    """
+
+    rounds: int
+    first: int
+    second: int
+    last: int
+    all_images: int
+
+    @staticmethod
+    def of(budget: int, points: int, branches: int, width: int) -> _Plan:
+        """A share of the budget for each part.
+
+        Args:
+            budget: evaluations.
+            points, branches: of the screening.
+            width: numbers that a trust region has.
+        """
+        shortest = 2 * width + 1  # evaluations from which COBYQA has its first model
+        rounds = 2 if budget >= 6 * branches else 1
+        all_images = 4 if budget >= 3 * FEWEST else 2
+        spare = budget - points - rounds * branches - all_images
+        swept = spare - 2 * (branches - 1) - 2 * width
+        if swept >= 4 * shortest:
+            return _Plan(rounds, swept - 2 * (3 * swept // 10), *[3 * swept // 10] * 2, all_images)
+        spare = max(0, spare)
+        last = 2 * spare // 5 if spare >= 2 * shortest else 0
+        return _Plan(rounds, spare - last, 0, last, all_images)
+
+
+class _Missing(Exception):
+    """Evaluations that the search needs before it goes on."""
+
+    def __init__(self, proposals: Sequence[Proposal]) -> None:
+        super().__init__()
+        self.proposals = list(proposals)
+
+
+class _Over(Exception):
+    """A trust region has had its evaluations."""
+
+
+@dataclass
+class _Book:
+    """What is known, and what the search has asked for so far."""
+
+    evaluations: Sequence[Evaluation]
+    _known: dict[tuple, np.ndarray] = field(init=False, default_factory=dict)
+    _asked: dict[tuple, Params] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for one in self.evaluations:
+            key = _key(one.params)
+            if len(one.psnr) >= len(self._known.get(key, ())):
+                self._known[key] = np.asarray(one.psnr, dtype=float)
+
+    def need(self, proposals: Sequence[Proposal]) -> None:
+        """Looks settings up.
+
+        Raises:
+            _Missing: those that were not run, or on fewer images.
+        """
+        missing = [one for one in proposals if not self.has(one)]
+        if missing:
+            raise _Missing(missing)
+        for one in proposals:
+            self._asked.setdefault(_key(one.params), one.params)
+
+    def has(self, proposal: Proposal) -> bool:
+        """Whether settings were run, on as many images."""
+        known = self._known.get(_key(proposal.params))
+        if known is None:
+            return False
+        return proposal.races or not len(known) or len(known) >= proposal.images
+
+    def value(self, params: Params, images: int) -> float:
+        """Mean PSNR [dB] over the first images; from fewer by the difference to the best."""
+        psnr = self._known[_key(params)]
+        if not len(psnr):
+            return FAILED
+        if len(psnr) >= images:
+            return float(psnr[:images].mean())
+        best = self._reference(images)
+        if best is None:
+            return float(psnr.mean())
+        return float(best[:images].mean() + (psnr - best[: len(psnr)]).mean())
+
+    def _reference(self, images: int) -> np.ndarray | None:
+        whole = [self._known[key] for key in self._asked if len(self._known[key]) >= images]
+        return max(whole, key=lambda psnr: psnr[:images].mean(), default=None)
+
+    @property
+    def asked(self) -> list[Params]:
+        """What the search has asked for so far, at least one."""
+        return list(self._asked.values())
+
+    def best(self, images: int, among: Sequence[Params] = ()) -> Params:
+        """The best of some settings, or of all that was asked for; the first of equals."""
+        return max(among or self.asked, key=lambda params: self.value(params, images))
+
+    def ranked(self, *images: int) -> list[Params]:
+        """What was asked for, the best first; by more images where there are as many."""
+
+        def rank(params: Params) -> tuple[float, ...]:
+            known = len(self._known[_key(params)])
+            return tuple(
+                self.value(params, count) if known >= count else FAILED for count in images
+            )
+
+        return sorted(self._asked.values(), key=rank, reverse=True)
+
+
+def _key(params: Mapping[str, Value]) -> tuple:
+    return tuple(sorted(params.items()))
+
+
+def _distinct(points: Sequence[Params]) -> list[Params]:
+    return list({_key(point): point for point in points}.values())

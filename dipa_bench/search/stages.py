@@ -1,0 +1,78 @@
+"""The stages of an entry's search: tune the settings, fit, tune what was fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dipa_bench.config.entry import Entry
+from dipa_bench.config.study_file import StudyFile
+from dipa_bench.search.settings_tuner import FEWEST
+from dipa_bench.tasks.base import Task
+
+APART = 1_000_000  # indices between the first trials of two stages: budgets may grow
+FITS = ".fits"  # below an entry's folder: what its trials fitted, for those that tune it
+Name = Literal["", "settings", "fit", "tuned"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Trials of one kind.
+
+    Attributes:
+        name: ``settings`` (of a fixed or initial operator), ``fit``, ``tuned`` (settings of what
+            was fitted), or empty where a sampler draws everything at once.
+        first: index of its first trial.
+        count: its trials at most; None for as many as the time allows.
+        share: of a budget in minutes, by whose end it is over.
+    """
+
+    name: Name
+    first: int
+    count: int | None
+    share: float = 1.0
+
+    def has(self, index: int) -> bool:
+        """Whether a trial of an index is of this stage."""
+        return self.first <= index < self.first + APART
+
+    @property
+    def tunes(self) -> bool:
+        """Whether its trials are solver settings, which need no fit of their own."""
+        return self.name in ("settings", "tuned")
+
+
+def stages_of(entry: Entry, task: Task, study: StudyFile) -> tuple[Stage, ...]:
+    """The stages of an entry's search, at least one.
+
+    An entry that trains tunes the settings of what it starts from with half of the budget's
+    settings, fits at the best of them, and tunes the best fit with the other half. One that does
+    not tunes its settings, its own parameters among them. Where there are too few settings for
+    that, or it has to find the front of several objectives, a sampler draws all parameters.
+    """
+    budget, space = study.budget, entry.space(task)
+    if study.protocol == "published" or not space:
+        return (Stage("", 0, 1),)
+    timed = budget.minutes is not None
+    settings = any(name.startswith("solve.") for name in space)
+    staged = study.search.tuner == "trust-region" and settings
+    if staged and entry.fits and entry.method.restore is not None and budget.settings >= 2 * FEWEST:
+        rest = any(not name.startswith("solve.") for name in space)
+        fits = None if timed and rest else budget.fits if rest else 1
+        return (
+            Stage("settings", 0, budget.settings // 2, 0.2),
+            Stage("fit", APART, fits, 0.7),
+            Stage("tuned", 2 * APART, budget.settings - budget.settings // 2),
+        )
+    single = len(study.objectives) == 1
+    if staged and single and not entry.fits and budget.settings >= FEWEST:
+        return (Stage("settings", 0, budget.settings),)
+    trials = budget.fits if entry.fits else budget.settings
+    return (Stage("", 0, None if timed else trials),)
+
+
+def planned_trials(entry: Entry, task: Task, study: StudyFile) -> int | None:
+    """How many trials an entry gets at most; None where the budget is a time."""
+    counts = [stage.count for stage in stages_of(entry, task, study)]
+    timed = study.budget.minutes is not None and None in counts
+    return None if timed else sum(counts)
