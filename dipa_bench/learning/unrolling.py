@@ -83,7 +83,8 @@ def train(
     """Minimises `loss` over the parameters of `reconstructor.module` and keeps the best epoch's.
 
     Best means highest validation PSNR; what the fit starts from competes as epoch 0, and is all
-    that a budget without epochs gives. A fit that was interrupted goes on from its checkpoint, as if it had never stopped.
+    that a budget without epochs gives. A fit that was interrupted goes on from its checkpoint, as
+    if it had never stopped.
 
     Args:
         reconstructor: its module is trained in place.

@@ -29,7 +29,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -40,6 +41,7 @@ from dipa_bench.parameters import Value, When
 FEWEST = 24  # evaluations below which there is nothing to follow
 SCREENED, REFINED = 10, 40  # validation images
 RADIUS = 0.15  # of the first trust region, in the unit cube
+WIDER = 0.3  # of one that begins anew where another ended, as there may be a better optimum
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
 FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
 
@@ -126,7 +128,9 @@ class SettingsTuner:
         self._screened, self._refined = min(SCREENED, images), min(REFINED, images)
         self._images = images
         self._regions: dict[tuple, list[Proposal]] = {}
-        self._plan = _Plan.of(budget, len(self._points), len(self._branches), self._width())
+        width = len(self._numbers(dict.fromkeys(self._space)))
+        self._budget, self._shortest = budget, 2 * width + 1
+        self._plan = _Plan.of(budget, len(self._points), len(self._branches), width)
 
     def closing(self, evaluations: Sequence[Evaluation]) -> list[Proposal]:
         """The best of what was evaluated, on all images, for a search that has no time left."""
@@ -134,7 +138,7 @@ class SettingsTuner:
         book.need([Proposal(dict(one.params), 0, races=True) for one in evaluations])
         ranked = book.ranked(self._screened)[: self._plan.all_images]
         found = [Proposal(params, self._images, races=False) for params in ranked]
-        return [one for one in found if not book.has(one)]
+        return [one for one in found if book.found(one) is None]
 
     def proposals(
         self, evaluations: Sequence[Evaluation], running: Sequence[Mapping[str, Value]] = ()
@@ -169,19 +173,36 @@ class SettingsTuner:
         book.need([Proposal(self._points[0], self._images, races=False)])  # the untuned ones
         book.need([Proposal(point, few, races=True) for point in self._screening()])
         self._follow(book, book.best(few), plan.first, few)
-        if plan.second:
-            found = book.best(few)
-            moved = [*self._neighbours(found), *self._ends(found)]
+        found = book.best(few)
+        if plan.sweeps:
+            moved = self._neighbours(found) + (self._ends(found) if plan.sweeps > 1 else [])
             book.need([Proposal(point, few, races=True) for point in moved])
-            self._follow(
-                book, book.best(few, [*self._others(book, found), *moved]), plan.second, few
-            )
+        if plan.sweeps > 1:
+            others = [*self._others(book, found), *moved] or [found]
+            self._follow(book, book.best(few, others), plan.second, few)
             if book.best(few) != found:
                 moved = self._neighbours(book.best(few))
                 book.need([Proposal(point, few, races=True) for point in moved])
-        self._follow(book, book.best(few), plan.last, self._refined)
-        ranked = book.ranked(self._refined, self._screened)[: plan.all_images]
+        self._refine(book, book.best(few))
+        ranked = book.ranked(self._refined)[: plan.all_images]
         book.need([Proposal(params, self._images, races=False) for params in ranked])
+
+    def _refine(self, book: _Book, start: Params) -> None:
+        """Trust regions on more images from the best, until one ends where it began."""
+        radius = RADIUS
+        while (left := self._left(book)) > 0:
+            self._follow(book, start, left, self._refined, radius)
+            best = book.best(self._refined, book.seen(self._refined) or [start])
+            if radius == WIDER and best == start:
+                return
+            if self._left(book) < self._shortest:
+                return
+            start, radius = best, WIDER
+
+    def _left(self, book: _Book) -> int:
+        """Evaluations of the budget that are left for trust regions on more images."""
+        final = 0 if self._refined == self._images else self._plan.all_images
+        return self._budget - book.runs - final
 
     def _others(self, book: _Book, found: Params) -> list[Params]:
         """What was asked for in other branches."""
@@ -192,7 +213,7 @@ class SettingsTuner:
         found = list(self._points)
         for turn in range(self._plan.rounds):
             for place, branch in enumerate(self._branches):
-                draw = dict(self._anchor)
+                draw = self._with_fractions(self._anchor)
                 if turn:
                     index = (turn - 1) * len(self._branches) + place
                     draw |= self._drawn(index, turn - 1)
@@ -228,7 +249,9 @@ class SettingsTuner:
                 )
         return [one for one in _distinct(found) if one != params and self._admits(one)]
 
-    def _follow(self, book: _Book, start: Params, count: int, images: int) -> None:
+    def _follow(
+        self, book: _Book, start: Params, count: int, images: int, radius: float = RADIUS
+    ) -> None:
         """A trust region from a point, so many evaluations at most.
 
         Raises:
@@ -236,7 +259,7 @@ class SettingsTuner:
         """
         from scipy.optimize import minimize
 
-        names, place = self._numbers(start), (_key(start), count, images)
+        names, place = self._numbers(start), (_key(start), count, images, radius)
         if not names or not count:
             return
         if place in self._regions:  # over: what it saw is looked up again
@@ -255,23 +278,17 @@ class SettingsTuner:
             book.need([visited[key]])
             return -book.value(params, images)
 
-        try:
+        with suppress(_Over):
             minimize(
                 loss,
                 self._units(start, names),
                 method="COBYQA",
                 bounds=[(0.0, 1.0)] * len(names),
-                options={"initial_tr_radius": RADIUS, "final_tr_radius": SMALLEST},
+                options={"initial_tr_radius": radius, "final_tr_radius": SMALLEST},
             )
-        except _Over:
-            pass
         self._regions[place] = list(visited.values())
 
     # ----------------------------------------------------------------------------------- points
-
-    def _width(self) -> int:
-        """Numbers that a trust region has, those with conditions included."""
-        return len(self._numbers(dict.fromkeys(self._space)))
 
     def _numbers(self, params: Mapping[str, Value]) -> list[str]:
         """Names of the numbers of some parameters that can be moved."""
@@ -364,14 +381,16 @@ class _Plan:
 
     Attributes:
         rounds: of the screening.
-        first, second, last: of the trust regions; without a second one there is no sweep.
-        all_images: points that are run on all images.
+        first, second: of the trust regions on few images.
+        sweeps: through the other branches.
+        all_images: points that are run on all images; what is left goes to a trust region on more
+            images than those.
     """
 
     rounds: int
     first: int
     second: int
-    last: int
+    sweeps: int
     all_images: int
 
     @staticmethod
@@ -387,12 +406,12 @@ class _Plan:
         rounds = 2 if budget >= 6 * branches else 1
         all_images = 4 if budget >= 3 * FEWEST else 2
         spare = budget - points - rounds * branches - all_images
-        swept = spare - 2 * (branches - 1) - 2 * width
-        if swept >= 4 * shortest:
-            return _Plan(rounds, swept - 2 * (3 * swept // 10), *[3 * swept // 10] * 2, all_images)
-        spare = max(0, spare)
-        last = 2 * spare // 5 if spare >= 2 * shortest else 0
-        return _Plan(rounds, spare - last, 0, last, all_images)
+        for sweeps in (2, 1):
+            left = spare - sweeps * (branches - 1) - (2 * width if sweeps > 1 else 0)
+            if left >= 2 * sweeps * shortest:
+                second = 3 * left // 10 if sweeps > 1 else 0
+                return _Plan(rounds, 4 * left // 10, second, sweeps, all_images)
+        return _Plan(rounds, 3 * max(0, spare) // 5, 0, 0, all_images)
 
 
 class _Missing(Exception):
@@ -407,19 +426,21 @@ class _Over(Exception):
     """A trust region has had its evaluations."""
 
 
-@dataclass
 class _Book:
-    """What is known, and what the search has asked for so far."""
+    """What is known, and what the search has asked for so far.
 
-    evaluations: Sequence[Evaluation]
-    _known: dict[tuple, np.ndarray] = field(init=False, default_factory=dict)
-    _asked: dict[tuple, Params] = field(init=False, default_factory=dict)
+    What was run twice, on some images and then on more, is what it was the first time until the
+    search asks for more: what the search does next must not depend on what it does later.
+    """
 
-    def __post_init__(self) -> None:
-        for one in self.evaluations:
-            key = _key(one.params)
-            if len(one.psnr) >= len(self._known.get(key, ())):
-                self._known[key] = np.asarray(one.psnr, dtype=float)
+    def __init__(self, evaluations: Sequence[Evaluation]) -> None:
+        self._known: dict[tuple, list[np.ndarray]] = {}
+        for one in evaluations:
+            psnr = np.asarray(one.psnr, dtype=float)
+            self._known.setdefault(_key(one.params), []).append(psnr)
+        self._asked: dict[tuple, Params] = {}
+        self._psnr: dict[tuple, np.ndarray] = {}
+        self._runs: set[tuple] = set()
 
     def need(self, proposals: Sequence[Proposal]) -> None:
         """Looks settings up.
@@ -427,54 +448,57 @@ class _Book:
         Raises:
             _Missing: those that were not run, or on fewer images.
         """
-        missing = [one for one in proposals if not self.has(one)]
+        missing = [one for one in proposals if self.found(one) is None]
         if missing:
             raise _Missing(missing)
         for one in proposals:
-            self._asked.setdefault(_key(one.params), one.params)
+            key, psnr = _key(one.params), self.found(one)
+            self._asked.setdefault(key, one.params)
+            if key not in self._psnr or len(psnr) > len(self._psnr[key]):
+                self._psnr[key] = psnr
+            self._runs.add((key, one.images))
 
-    def has(self, proposal: Proposal) -> bool:
-        """Whether settings were run, on as many images."""
-        known = self._known.get(_key(proposal.params))
-        if known is None:
-            return False
-        return proposal.races or not len(known) or len(known) >= proposal.images
+    def found(self, proposal: Proposal) -> np.ndarray | None:
+        """PSNRs of the first run that answers a proposal; empty where it failed."""
+        for psnr in self._known.get(_key(proposal.params), ()):
+            if proposal.races or not len(psnr) or len(psnr) >= proposal.images:
+                return psnr
+        return None
 
-    def value(self, params: Params, images: int) -> float:
-        """Mean PSNR [dB] over the first images; from fewer by the difference to the best."""
-        psnr = self._known[_key(params)]
-        if not len(psnr):
-            return FAILED
-        if len(psnr) >= images:
-            return float(psnr[:images].mean())
-        best = self._reference(images)
-        if best is None:
-            return float(psnr.mean())
-        return float(best[:images].mean() + (psnr - best[: len(psnr)]).mean())
-
-    def _reference(self, images: int) -> np.ndarray | None:
-        whole = [self._known[key] for key in self._asked if len(self._known[key]) >= images]
-        return max(whole, key=lambda psnr: psnr[:images].mean(), default=None)
+    @property
+    def runs(self) -> int:
+        """Evaluations that the search has asked for so far."""
+        return len(self._runs)
 
     @property
     def asked(self) -> list[Params]:
         """What the search has asked for so far, at least one."""
         return list(self._asked.values())
 
+    def seen(self, images: int) -> list[Params]:
+        """What was asked for and run on at least so many images."""
+        return [params for params in self.asked if len(self._psnr[_key(params)]) >= images]
+
+    def value(self, params: Params, images: int) -> float:
+        """Mean PSNR [dB] over the first images; from fewer by the difference to the best."""
+        psnr = self._psnr[_key(params)]
+        if not len(psnr):
+            return FAILED
+        if len(psnr) >= images:
+            return float(psnr[:images].mean())
+        whole = [self._psnr[_key(other)] for other in self.seen(images)]
+        if not whole:
+            return float(psnr.mean())
+        best = max(whole, key=lambda found: found[:images].mean())
+        return float(best[:images].mean() + (psnr - best[: len(psnr)]).mean())
+
     def best(self, images: int, among: Sequence[Params] = ()) -> Params:
         """The best of some settings, or of all that was asked for; the first of equals."""
         return max(among or self.asked, key=lambda params: self.value(params, images))
 
-    def ranked(self, *images: int) -> list[Params]:
-        """What was asked for, the best first; by more images where there are as many."""
-
-        def rank(params: Params) -> tuple[float, ...]:
-            known = len(self._known[_key(params)])
-            return tuple(
-                self.value(params, count) if known >= count else FAILED for count in images
-            )
-
-        return sorted(self._asked.values(), key=rank, reverse=True)
+    def ranked(self, images: int) -> list[Params]:
+        """What was asked for, the best over the first images first."""
+        return sorted(self.asked, key=lambda params: self.value(params, images), reverse=True)
 
 
 def _key(params: Mapping[str, Value]) -> tuple:

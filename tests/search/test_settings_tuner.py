@@ -1,0 +1,220 @@
+"""The tuner against functions whose optimum is known: it finds it, within its budget, resumably."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from dipa_bench.parameters import When
+from dipa_bench.search.settings_tuner import FEWEST, Evaluation, Proposal, SettingsTuner
+
+STARTS, MOMENTA = ("adjoint", "zero", "lmmse"), ("textbook", "none")
+LIMITS = {"textbook": 4 / 3, "none": 2.0}
+SPACE = {
+    "solve.step": FloatDistribution(0.03, 2.0),
+    "solve.strength": FloatDistribution(0.005, 0.3, log=True),
+    "solve.momentum": CategoricalDistribution(MOMENTA),
+    "solve.start": CategoricalDistribution(STARTS),
+}
+FIRST = {
+    "solve.step": 1.0,
+    "solve.strength": 0.05,
+    "solve.momentum": "textbook",
+    "solve.start": "adjoint",
+}
+IMAGES = 60
+OFFSETS = np.linspace(-3.0, 3.0, IMAGES)  # some images are easier; their mean is 0
+Score = Callable[[Mapping[str, Any]], float]
+
+
+def smooth(params: Mapping[str, Any]) -> float:
+    """Best is 30 dB, without momentum from the LMMSE start, at step 1.6 and strength 0.02."""
+    step = params["solve.step"] / LIMITS[params["solve.momentum"]]
+    strength = math.log(params["solve.strength"] / 0.02)
+    branch = {"adjoint": 1.0, "zero": 1.2, "lmmse": 0.0}[params["solve.start"]]
+    branch += {"textbook": 0.3, "none": 0.0}[params["solve.momentum"]]
+    return 30 - branch - 8 * (step - 0.8) ** 2 - 0.7 * strength**2 - 0.5 * strength * (step - 0.8)
+
+
+def tuner(budget: int = 100, images: int = IMAGES, **more: Any) -> SettingsTuner:
+    options = {
+        "space": SPACE,
+        "points": [FIRST],
+        "branches": ["solve.start", "solve.momentum"],
+        "limits": {"solve.step": lambda draw: LIMITS[draw["solve.momentum"]]},
+    } | more
+    space, points = options.pop("space"), options.pop("points")
+    return SettingsTuner(space, points, budget, images, **options)
+
+
+def run(proposal: Proposal, score: Score) -> Evaluation:
+    """On as many images as asked for; what races and is 2 dB worse leaves after five."""
+    value = score(proposal.params)
+    if math.isnan(value):
+        return Evaluation(proposal.params, ())
+    count = 5 if proposal.races and value < 27 else proposal.images
+    return Evaluation(proposal.params, (value + OFFSETS[:count]).tolist())
+
+
+def search(one: SettingsTuner, score: Score, known: list[Evaluation] | None = None, most=math.inf):
+    """Evaluates one proposal after the other; the evaluations."""
+    found = list(known or [])
+    while (proposals := one.proposals(found)) and len(found) < most:
+        found.append(run(proposals[0], score))
+    return found
+
+
+def best(found: list[Evaluation], images: int = IMAGES) -> Evaluation:
+    whole = [one for one in found if len(one.psnr) == images]
+    return max(whole, key=lambda one: np.mean(one.psnr))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("images", [8, 30, IMAGES])
+def test_it_finds_the_optimum_of_a_smooth_function(seed: int, images: int) -> None:
+    found = search(tuner(images=images, shared_seed=seed), smooth)
+    assert len(found) <= 100
+    winner = best(found, images).params
+    assert (winner["solve.start"], winner["solve.momentum"]) == ("lmmse", "none")
+    assert smooth(winner) == pytest.approx(30.0, abs=0.01)
+
+
+def test_it_asks_for_few_images_first_and_for_all_of_the_best() -> None:
+    found = search(tuner(), smooth)
+    assert len(found[0].psnr) == IMAGES  # the first point, from which others are estimated
+    assert {len(one.psnr) for one in found[1:30]} == {5, 10}
+    assert len(found[-1].psnr) == IMAGES
+    assert sum(len(one.psnr) for one in found) < 0.4 * 100 * IMAGES
+
+
+def test_every_branch_is_tried_before_anything_is_followed() -> None:
+    proposals = tuner().proposals([])
+    assert [one.params for one in proposals] == [FIRST]
+    found = [run(proposals[0], smooth)]
+    screened = tuner().proposals(found)
+    branches = {(one.params["solve.start"], one.params["solve.momentum"]) for one in screened}
+    assert branches == {(start, momentum) for start in STARTS for momentum in MOMENTA}
+    assert all(one.races and one.images == 10 for one in screened)
+    for one in screened:  # the first round has the first point's numbers, steps as fractions
+        if one.params["solve.strength"] == 0.05:
+            limit = LIMITS[one.params["solve.momentum"]]
+            fraction = (one.params["solve.step"] - 0.03) / (limit - 0.03)
+            assert fraction == pytest.approx((1.0 - 0.03) / (4 / 3 - 0.03))
+
+
+@pytest.mark.parametrize("stop", [1, 10, 33, 70])
+def test_a_search_that_was_stopped_goes_on_as_if_it_never_had_been(stop: int) -> None:
+    whole = search(tuner(), smooth)
+    begun = search(tuner(), smooth, most=stop)
+    assert begun == whole[:stop]
+    assert search(tuner(), smooth, begun) == whole
+
+
+def test_a_branch_with_bad_numbers_is_not_ruled_out() -> None:
+    """At the first point's strength the best branch is the worst; the sweep finds it."""
+
+    def twisted(params: Mapping[str, Any]) -> float:
+        strength = math.log(params["solve.strength"] / 0.008)
+        best_branch = params["solve.start"] == "zero"
+        return (30.0 if best_branch else 29.0) - (1.5 if best_branch else 1.0) * strength**2
+
+    winner = best(search(tuner(), twisted)).params
+    assert winner["solve.start"] == "zero"
+    assert twisted(winner) == pytest.approx(30.0, abs=0.01)
+
+
+def test_the_better_of_two_modes_is_found() -> None:
+    """Two maxima in the strength, the first point near the lower one."""
+
+    def modes(params: Mapping[str, Any]) -> float:
+        strength = math.log(params["solve.strength"])
+        low, high = strength - math.log(0.05), strength - math.log(0.25)
+        return 25 + max(2 - 6 * low**2, 4 - 6 * high**2, 0.0)
+
+    assert modes(best(search(tuner(), modes)).params) == pytest.approx(29.0, abs=0.02)
+
+
+def test_limits_conditions_and_whole_numbers_are_kept() -> None:
+    space = SPACE | {
+        "family": CategoricalDistribution(("plain", "deep")),
+        "degree": IntDistribution(1, 9),
+    }
+    first = FIRST | {"family": "plain"}
+
+    def score(params: Mapping[str, Any]) -> float:
+        assert ("degree" in params) == (params["family"] == "deep")
+        assert params["solve.step"] <= LIMITS[params["solve.momentum"]]
+        assert isinstance(params.get("degree", 1), int)
+        gain = 1 - 0.05 * (params["degree"] - 6) ** 2 if params["family"] == "deep" else 0.0
+        return smooth(params) + gain
+
+    conditions = {"degree": When("family", "deep")}
+    found = search(tuner(150, space=space, points=[first], conditions=conditions), score)
+    winner = best(found).params
+    assert (winner["family"], winner["degree"]) == ("deep", 6)
+    assert smooth(winner) == pytest.approx(30.0, abs=0.05)
+
+
+def test_settings_that_fail_are_left() -> None:
+    def score(params: Mapping[str, Any]) -> float:
+        failed = params["solve.start"] == "adjoint" or params["solve.step"] > 1.7
+        return math.nan if failed else smooth(params)
+
+    found = search(tuner(), score)
+    assert smooth(best(found).params) == pytest.approx(30.0, abs=0.02)
+
+
+def test_where_all_fails_the_search_ends() -> None:
+    assert len(search(tuner(), lambda params: math.nan)) <= 100
+
+
+def test_what_the_task_refuses_is_not_asked_for() -> None:
+    def admits(params: Mapping[str, Any]) -> bool:
+        return params["solve.start"] != "lmmse"
+
+    found = search(tuner(admits=admits), smooth)
+    assert all(one.params["solve.start"] != "lmmse" for one in found)
+    assert smooth(best(found).params) == pytest.approx(29.0, abs=0.02)
+
+
+@pytest.mark.parametrize("budget", [FEWEST, 40, 60, 200])
+def test_a_budget_is_kept(budget: int) -> None:
+    found = search(tuner(budget), smooth)
+    assert len(found) <= budget
+    assert smooth(best(found).params) > (29.5 if budget == FEWEST else 29.9)
+
+
+def test_what_runs_is_not_asked_for_again() -> None:
+    one = tuner()
+    known = [run(one.proposals([])[0], smooth)]
+    screened = one.proposals(known)
+    rest = one.proposals(known, [screened[0].params, screened[3].params])
+    assert rest == [item for place, item in enumerate(screened) if place not in (0, 3)]
+    known += [run(item, smooth) for item in screened]
+    (following,) = one.proposals(known)
+    assert one.proposals(known, [following.params]) == []
+
+
+def test_without_time_the_best_are_run_on_all_images() -> None:
+    one = tuner()
+    known = search(one, smooth, most=20)
+    closing = one.closing(known)
+    assert closing and all(item.images == IMAGES for item in closing)
+    ranked = sorted(known, key=lambda item: -smooth(item.params))
+    assert closing[0].params == ranked[0].params
+    known += [run(item, smooth) for item in closing]
+    assert one.closing(known) == []
+
+
+def test_a_single_branch_without_numbers_ends() -> None:
+    space = {"solve.start": SPACE["solve.start"]}
+    one = tuner(space=space, points=[{"solve.start": "adjoint"}], limits={})
+    scores = {"adjoint": 20.0, "zero": 22.0, "lmmse": 21.0}
+    found = search(one, lambda params: scores[params["solve.start"]])
+    assert best(found).params == {"solve.start": "zero"}
+    assert len(found) <= 8
