@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, create_model
 
-from dipa_bench.errors import UserError
+from dipa_bench.errors import UserError, brief
 from dipa_bench.learning import networks
 from dipa_bench.learning.cross_fitting import HeldOutNumbers
 from dipa_bench.learning.initial import FREE, Initial, initialise, obstacle
@@ -155,18 +155,22 @@ def narrow(operator: OperatorSpec, task: Task, space: dict[str, Search]) -> dict
     return space | {"train.initial": Search(choices=choices)}
 
 
-def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
+def _rule(name: str, summary: str, initial: Initial | None = None, **fixed: Value) -> RuleSpec:
     """A trained rule whose loss has the terms that `fixed` leaves.
 
     Args:
         name, summary: as in `RuleSpec`.
+        initial: what a linear operator starts from, where that is not searched.
         fixed: of `DistillParameters`: values that are no longer searched.
     """
     terms = frozen(DistillParameters, **fixed)
+    several = OperatorTrainParameters
+    if initial is not None:
+        several = frozen(OperatorTrainParameters, initial=initial)
     single = frozen(OperatorTrainParameters, initial="identity")  # all others differ in size alone
 
     def parameters(operator: OperatorSpec) -> type[TrainedParameters]:
-        train = single if operator.single else OperatorTrainParameters
+        train = single if operator.single else several
         if not operator.linear:
             train = NetworkTrainParameters
         parts = {"train": (train, train()), "distill": (terms, terms())}
@@ -182,6 +186,8 @@ def _rule(name: str, summary: str, **fixed: Value) -> RuleSpec:
         teacher = {} if "teacher" in fixed else {"distill.teacher": task.labels[-1]}
         settings = published(task) if operator.linear else networks.published(task)
         structure = {f"operator.{name}": value for name, value in operator.published.items()}
+        if operator.linear and initial is not None:
+            structure["train.initial"] = initial
         return settings | weights | teacher | structure
 
     return RuleSpec(
@@ -247,9 +253,24 @@ DISTILLED_R = _rule(
 
 
 def _ldipa(operator: OperatorSpec, name: str, title: str) -> Method:
-    """The cell of the rule ``distilled-r`` under the paper's name."""
+    """The cell of the rule ``distilled-r`` under the paper's name, trained from the identity."""
+    rule = _rule("distilled-r", DISTILLED_R.summary, initial="identity")
     summary = f"P = {operator.summary}, distilled from a better-conditioned teacher by unrolling"
-    return replace(DISTILLED_R.method(operator), name=name, title=title, summary=summary)
+    return replace(rule.method(operator), name=name, title=title, summary=summary)
+
+
+def _from_closed_form(operator: OperatorSpec, name: str, title: str) -> Method:
+    """The same trained from the least-squares operator, for tasks where that can be had."""
+    rule = _rule("distilled-r", DISTILLED_R.summary, initial="lmmse")
+    summary = f"P = {operator.summary}, distilled like L-DIPA, but from its closed form"
+
+    def skip(task: Task) -> str | None:
+        try:
+            return obstacle(operator.sample(task.shape), task)
+        except UserError as error:
+            return brief(error, kind=False)
+
+    return replace(rule.method(operator), name=name, title=title, summary=summary, skip=skip)
 
 
 LDIPA = _ldipa(DENSE, "ldipa", "L-DIPA")
@@ -257,3 +278,9 @@ LDIPA_SYMMETRIC = _ldipa(SYMMETRIC, "ldipa-symmetric", "L-DIPA, symmetric")
 LDIPA_LOW_RANK = _ldipa(LOW_RANK, "ldipa-low-rank", "L-DIPA, low rank")
 LDIPA_KRONECKER = _ldipa(KRONECKER, "ldipa-kronecker", "L-DIPA, Kronecker")
 LDIPA_BLOCKS = _ldipa(BLOCK_CIRCULANT, "ldipa-block-circulant", "L-DIPA, block-circulant")
+LDIPA_FROM_CLOSED_FORM = _from_closed_form(
+    DENSE, "ldipa-from-closed-form", "L-DIPA from the closed form"
+)
+LDIPA_KRONECKER_FROM_CLOSED_FORM = _from_closed_form(
+    KRONECKER, "ldipa-kronecker-from-closed-form", "L-DIPA, Kronecker, from the closed form"
+)
