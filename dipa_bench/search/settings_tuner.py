@@ -173,7 +173,7 @@ class SettingsTuner:
         book.need([Proposal(self._points[0], self._images, races=False)])  # the untuned ones
         book.need([Proposal(point, few, races=True) for point in self._screening()])
         self._follow(book, book.best(few), plan.first, few)
-        found = book.best(few)
+        found = self._on_all(book, book.best(few))
         if plan.sweeps:
             moved = self._neighbours(found) + (self._ends(found) if plan.sweeps > 1 else [])
             book.need([Proposal(point, few, races=True) for point in moved])
@@ -181,11 +181,16 @@ class SettingsTuner:
             others = [*self._others(book, found), *moved] or [found]
             self._follow(book, book.best(few, others), plan.second, few)
             if book.best(few) != found:
-                moved = self._neighbours(book.best(few))
+                moved = self._neighbours(self._on_all(book, book.best(few)))
                 book.need([Proposal(point, few, races=True) for point in moved])
         self._refine(book, book.best(few))
         ranked = book.ranked(self._refined)[: plan.all_images]
         book.need([Proposal(params, self._images, races=False) for params in ranked])
+
+    def _on_all(self, book: _Book, params: Params) -> Params:
+        """The same settings, run on all images: what the search has, should it end early."""
+        book.need([Proposal(params, self._images, races=False)])
+        return params
 
     def _refine(self, book: _Book, start: Params) -> None:
         """Trust regions on more images from the best, until one ends where it began."""
@@ -405,7 +410,7 @@ class _Plan:
         shortest = 2 * width + 1  # evaluations from which COBYQA has its first model
         rounds = 2 if budget >= 6 * branches else 1
         all_images = 4 if budget >= 3 * FEWEST else 2
-        spare = budget - points - rounds * branches - all_images
+        spare = budget - points - rounds * branches - all_images - 2
         for sweeps in (2, 1):
             left = spare - sweeps * (branches - 1) - (2 * width if sweeps > 1 else 0)
             if left >= 2 * sweeps * shortest:

@@ -1,22 +1,20 @@
-"""Time until a search is within 0.1 dB of the best known setting, against a plain Optuna loop.
+"""Time until a search is near the best solver settings of a fixed operator, against plain Optuna.
 
-    python tests/benchmarks/search.py --method identity --repeats 9 --cache FOLDER
-    python tests/benchmarks/search.py --method ldipa --reference 40 --set budget.rungs=2
+    python tests/benchmarks/search.py --problems sr/identity cs/identity --repeats 5 --cache FOLDER
 
-Three contenders, with seeds of their own in every repeat and in turns, so that other programs slow
-them alike:
+Three contenders tune the same operator on the same validation images, with seeds of their own in
+every repeat and in turns, so that other programs slow them alike; none is given any point but the
+defaults:
 
-- `plain`: `optuna.Study.optimize` with a seeded `TPESampler`; a trial fits and runs on all images
-  for validation, with teachers and LMMSE map of its own; nothing is enqueued, given up or kept;
-- `tips`: a study's search as `dipa-bench study` does it, without MLflow;
-- `blank`: the same without any point to begin with: no defaults, published settings or
-  `points_to_evaluate`.
+- `tpe`: `optuna.Study.optimize` with a seeded `TPESampler`, every trial on all images;
+- `gp`: the same with Optuna's `GPSampler`;
+- `tuner`: the tuner of a study, `dipa_bench.search.settings_tuner`.
 
-The clocks, of the wall and of this process, run from before the search is opened until a trial that
-was validated on all images reaches the bar, Optuna, journals and records included. A search that
-has not reached it after --most trials or --seconds of CPU time counts with the time that it took.
-The bar is the best of these points, --reference random ones and a quarter as many that TPE adds
-to them; they are kept below --cache.
+The operator and the LMMSE map are fitted before the clocks, of the wall and of this process, start.
+They are read where settings that were run on all images come within 0.05 and 0.02 dB of the
+reference: the best of --reference random settings, of COBYQA on all images from the ten best of
+them, and of all that contenders ever found. A search that does not arrive within --seconds of CPU
+time, or ends before, counts as infinite.
 """
 
 from __future__ import annotations
@@ -28,290 +26,271 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, create_trial
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from scipy.optimize import minimize
 
-from dipa_bench import devices, digests, parameters
+from dipa_bench import devices, digests
 from dipa_bench.config import study_file
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.problem import build_task
-from dipa_bench.config.study_file import BudgetSpec, StudyFile
-from dipa_bench.errors import Diverged
-from dipa_bench.evaluation.evaluate import LOWEST, evaluate
+from dipa_bench.config.space import uniform_point
+from dipa_bench.evaluation.race import race
 from dipa_bench.execution.attempt import budget_of
-from dipa_bench.execution.pool import Inline
-from dipa_bench.execution.scheduler import Scheduler
-from dipa_bench.execution.study_folder import open_context
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import FitContext
-from dipa_bench.parameters import Search, Value
-from dipa_bench.search.callbacks import StudyCallback
-from dipa_bench.search.queues import TrialQueues
-from dipa_bench.tasks.base import Task
-from dipa_bench.tracking.records import RunRecord
+from dipa_bench.parameters import Value, build
+from dipa_bench.reuse import CachedPerTask
+from dipa_bench.search.settings_tuner import Evaluation, SettingsTuner
+from dipa_bench.search.tuning import BRANCHES, settings_of
 
-NEAR = 0.1  # dB below the best known
+BARS = (0.05, 0.02)  # dB below the reference
+LOWEST = -10.0  # dB, of settings that diverge
+STARTS = 10  # random settings from which the reference is refined
+Params = Mapping[str, Value]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What a search is run for.
+class Problem:
+    """The solver settings of one operator on one task.
 
-    Attributes:
-        bar: validation PSNR that ends it.
-        most: trials, after which it ends in any case.
-        seconds: of CPU time, likewise.
+    Args:
+        name: task/method; the method is fitted with its defaults.
     """
 
-    bar: float
-    most: int
+    def __init__(self, name: str) -> None:
+        task, _, method = name.partition("/")
+        study = study_file.resolve(study_file.read(task, None), methods=method)
+        self.name, self.settings = name, study.budget.settings
+        self.task = build_task(task, study.problem, seed=study.seed, device=devices.resolve("cpu"))
+        self.images = self.task.images.validation
+        self.entry = Entry.of(study, method)
+        self.space = settings_of(self.entry.distributions(self.task))
+        self.limits = self.entry.limits(self.task)
+        maps = CachedPerTask(lambda of: lmmse.cross_fitted(of, study.budget.train_images))
+        self._context = FitContext(
+            seed=0,
+            budget=budget_of(study.budget, final=False),
+            teachers=TeacherCache(Path(tempfile.mkdtemp())),
+            lmmse=maps,
+        )
+        self._flat = self.entry.defaults(self.task)
+        fitted = self.entry.method.fit(self.task, self._values({}), self._context)
+        self._operator = fitted.preconditioner
+        maps(self.task)
+
+    @property
+    def defaults(self) -> dict[str, Value]:
+        return {name: self._flat[name] for name in self.space}
+
+    def _values(self, params: Params) -> object:
+        return build(self.entry.method.parameters, self._flat | dict(params))
+
+    def run(
+        self, params: Params, images: int, best: list[float] | None, races: bool
+    ) -> list[float]:
+        """PSNRs of the first images in racing order; none of settings that diverge."""
+        made = self._context.reconstructor(self.task, self._values(params).solve, self._operator)
+        (found,) = race([made], self.task, self.images, best, enabled=races, most=images)
+        return [] if found.error is not None else found.psnr.tolist()
+
+    def psnr(self, params: Params) -> float:
+        """Mean over all images."""
+        found = self.run(params, len(self.images), None, races=False)
+        return statistics.fmean(found) if found else LOWEST
+
+    def within(self, params: Params) -> dict[str, Value]:
+        """A draw from whole ranges with its limited numbers moved into their limits."""
+        found = dict(params)
+        for name, limit in self.limits.items():
+            low, high = self.space[name].low, self.space[name].high
+            found[name] = low + (found[name] - low) * (limit(found) - low) / (high - low)
+        return found
+
+
+@dataclass
+class Search:
+    """A search under way: the best on all images, and when it got there.
+
+    Attributes:
+        best: wall seconds, CPU seconds, evaluations and PSNR whenever the best improved.
+    """
+
     seconds: float
+    best: list[tuple[float, float, int, float]] = field(default_factory=list)
+    evaluations: int = 0
 
-
-@dataclass(frozen=True)
-class Arrival:
-    """When a search reached the bar, or gave up.
-
-    Attributes:
-        wall, cpu: seconds.
-        trials: ended until then.
-        reached: whether it did.
-    """
-
-    wall: float
-    cpu: float
-    trials: int
-    reached: bool
-
-
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def tell(self, value: float | None) -> None:
+        """Takes an evaluation; None where it was not on all images."""
+        self.evaluations += 1
+        if value is not None and (not self.best or value > self.best[-1][-1]):
+            wall, cpu = time.perf_counter() - self._wall, self.cpu
+            self.best.append((wall, cpu, self.evaluations, value))
 
     @property
     def cpu(self) -> float:
         return time.process_time() - self._cpu
 
-    def arrival(self, trials: int, reached: bool) -> Arrival:
-        return Arrival(time.perf_counter() - self._wall, self.cpu, trials, reached)
+    def arrival(self, bar: float) -> tuple[float, float, float]:
+        """Wall seconds, CPU seconds and evaluations until the bar; infinite where it never came."""
+        for *spent, value in self.best:
+            if value >= bar:
+                return tuple(spent)
+        return (math.inf,) * 3
 
 
-# -------------------------------------------------------------------------------------- the plain
+def by_optuna(sampler: Callable[[int], BaseSampler]) -> Callable[[Problem, int, float], Search]:
+    """A plain Optuna loop, every trial on all images."""
 
-
-def suggested(trial: optuna.Trial, name: str, search: Search, whole: bool) -> Value:
-    """A parameter's value, as an objective asks for it."""
-    if search.choices:
-        return trial.suggest_categorical(name, search.choices)
-    if whole:
-        return trial.suggest_int(name, int(search.low), int(search.high), log=search.log)
-    return trial.suggest_float(name, search.low, search.high, log=search.log)
-
-
-def objective(task: Task, entry: Entry, budget: BudgetSpec) -> Callable[[optuna.Trial], float]:
-    """A trial's validation PSNR, everything computed anew; `LOWEST` of one that diverges."""
-    space, whole = entry.space(task), parameters.integers(entry.method.parameters)
-
-    def run(trial: optuna.Trial) -> float:
-        drawn: dict[str, Value] = {}
-        for name, search in space.items():
-            if search.when is None or search.when.holds(drawn):
-                drawn[name] = suggested(trial, name, search, name in whole)
-        flat = parameters.active(entry.method.parameters, entry.defaults(task) | drawn)
-        values = parameters.build(entry.method.parameters, flat)
-        with tempfile.TemporaryDirectory() as folder:
-            teachers = TeacherCache(Path(folder))
-            context = FitContext(
-                seed=digests.seed("plain", trial.number),
-                budget=budget_of(budget, final=False),
-                teachers=teachers,
-                lmmse=lambda of: lmmse.cross_fitted(of, budget.train_images),
-            )
-            try:
-                made = entry.method.fit(task, values, context)
-                found = evaluate(made, task, task.images.validation).check()
-            except Diverged:
-                return LOWEST
-        quality = found.metrics("val")["val/psnr"]
-        return quality if math.isfinite(quality) else LOWEST
+    def run(problem: Problem, seed: int, seconds: float) -> Search:
+        search = Search(seconds)
+        study = optuna.create_study(direction="maximize", sampler=sampler(seed))
+        study.enqueue_trial(problem.defaults)
+        while search.cpu < seconds:
+            trial = study.ask(problem.space)
+            value = problem.psnr(trial.params)
+            study.tell(trial, value)
+            search.tell(value)
+        return search
 
     return run
 
 
-def plain(task: Task, entry: Entry, budget: BudgetSpec, seed: int, goal: Goal) -> Arrival:
-    """The time that a plain Optuna loop takes."""
-    clock = Clock()
-
-    def stop(study: optuna.Study, trial: FrozenTrial) -> None:
-        if trial.value >= goal.bar or clock.cpu >= goal.seconds:
-            study.stop()
-
-    study = optuna.create_study(direction="maximize", sampler=TPESampler(seed=seed))
-    study.optimize(objective(task, entry, budget), n_trials=goal.most, callbacks=[stop])
-    return clock.arrival(len(study.trials), study.best_value >= goal.bar)
-
-
-# ------------------------------------------------------------------------------------------- ours
-
-
-class Reached(Exception):
-    """The search is over."""
-
-
-class Watch(StudyCallback):
-    """Ends a search at its first finished trial that reaches the bar, or where it has no more."""
-
-    def __init__(self, goal: Goal) -> None:
-        self._goal, self._clock = goal, Clock()
-        self._trials = 0
-        self.arrival: Arrival | None = None
-
-    def run(self, kind: str, entry: str, number: int) -> None:
-        if kind == "seed":
-            self._stop(reached=False)
-
-    def ended(self, record: RunRecord) -> None:
-        self._trials += record.kind == "trial"
-        finished = record.kind == "trial" and record.state == "finished"
-        if finished and record.metrics["val/psnr"] >= self._goal.bar:
-            self._stop(reached=True)
-        if self._clock.cpu >= self._goal.seconds:
-            self._stop(reached=False)
-
-    def _stop(self, reached: bool) -> None:
-        self.arrival = self._clock.arrival(self._trials, reached)
-        raise Reached
-
-
-class Blank(Entry):
-    """An entry without points to evaluate."""
-
-    def first_points(self, task: Task) -> list[dict[str, Value]]:
-        return []
-
-
-def ours(task: Task, entry: Entry, study: StudyFile, seed: int, goal: Goal) -> Arrival:
-    """The time that a study's search takes."""
-    budget = study.budget.model_copy(update={"trials": goal.most})
-    study = study.model_copy(update={"seed": seed, "name": "benchmark", "budget": budget})
-    with tempfile.TemporaryDirectory() as folder:
-        watch = Watch(goal)
-        context = open_context(study, Path(folder), task)
-        scheduler = Scheduler(context, watch, TrialQueues())
-        try:
-            scheduler.run([entry], Inline(context, scheduler.job_callback))
-        except Reached:
-            return watch.arrival
-    raise RuntimeError(f"no trial of {entry.name} finished: see the row in a study")
-
-
-# --------------------------------------------------------------------------------------- the rest
-
-
-def reference(task: Task, entry: Entry, budget: BudgetSpec, count: int, cache: Path) -> float:
-    """The best validation PSNR of a long search; what was tried before is read from the cache."""
-    distributions = entry.distributions(task)
-    ranges = {name: str(found) for name, found in distributions.items()}
-    spent = [budget.epochs, budget.train_images, budget.batch_size]
-    key = digests.of(task.digest, [task.solver, task.iterations], entry.name, ranges, spent)
-    path = cache / f"reference-{entry.name.replace('/', '-')}-{key}.json"
-    tried = json.loads(path.read_text()) if path.exists() else []
-    cache.mkdir(parents=True, exist_ok=True)
-    points, run = entry.first_points(task), objective(task, entry, budget)
-    for index in range(len(tried), len(points) + count + count // 4):
-        seed = digests.seed("reference", index) % 2**32
-        far = index < len(points) + count
-        sampler: BaseSampler = RandomSampler(seed) if far else TPESampler(seed=seed)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        for params, value in [] if far else tried:
-            own = {name: distributions[name] for name in params}
-            study.add_trial(create_trial(params=params, distributions=own, value=value))
-        if index < len(points):
-            study.enqueue_trial(points[index])
-        study.optimize(run, n_trials=1)
-        tried.append([study.trials[-1].params, study.trials[-1].value])
-        path.write_text(json.dumps(tried))
-    best, value = max(tried, key=lambda pair: pair[1])
-    near = sum(value - NEAR <= other for _, other in tried[len(points) : len(points) + count])
-    print(
-        f"{entry.name}: best of {len(tried)} points {value:.3f} dB with {best}; "
-        f"{near} of {count} random ones within {NEAR} dB",
-        flush=True,
+def by_tuner(problem: Problem, seed: int, seconds: float) -> Search:
+    """The tuner of a study, with a study's budget."""
+    search, known = Search(seconds), []
+    tuner = SettingsTuner(
+        problem.space,
+        [problem.defaults],
+        problem.settings,
+        len(problem.images),
+        branches=BRANCHES,
+        seed=seed,
+        shared_seed=seed,
+        limits=problem.limits,
     )
-    return value
+    while (proposals := tuner.proposals(known)) and search.cpu < seconds:
+        for one in proposals:
+            whole = [found.psnr[: one.images] for found in known if len(found.psnr) >= one.images]
+            best = max(whole, key=math.fsum, default=None)
+            psnr = problem.run(one.params, one.images, best, one.races)
+            known.append(Evaluation(one.params, psnr))
+            every = len(psnr) == len(problem.images)
+            search.tell(statistics.fmean(psnr) if every else None)
+    return search
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):8.2f} ({min(values):.2f} to {max(values):.2f})"
+CONTENDERS = {
+    "tpe": by_optuna(lambda seed: TPESampler(seed=seed)),
+    "gp": by_optuna(lambda seed: GPSampler(seed=seed)),
+    "tuner": by_tuner,
+}
 
 
-def table(found: dict[str, list[Arrival]]) -> None:
-    """Prints medians, ranges and the first contender's medians over each one's."""
-    print(f"{'search':8s} {'wall s':>28s} {'CPU s':>28s} {'trials':>24s}  reached  ratio wall, CPU")
-    for name, arrivals in found.items():
-        columns = [[getattr(one, what) for one in arrivals] for what in ("wall", "cpu", "trials")]
-        pairs = [
-            statistics.median(getattr(one, what) for one in next(iter(found.values())))
-            / statistics.median(getattr(one, what) for one in arrivals)
-            for what in ("wall", "cpu")
-        ]
-        wall, cpu, trials = map(spread, columns)
-        reached = f"{sum(one.reached for one in arrivals)}/{len(arrivals)}"
-        ratios = ", ".join(f"{ratio:.1f}" for ratio in pairs)
-        print(
-            f"{name:8s} {wall:>28s} {cpu:>28s} {trials:>24s}  {reached:>7s}  {ratios}", flush=True
-        )
+def reference(problem: Problem, count: int, cache: Path) -> float:
+    """The best of random settings and of COBYQA from the ten best of them; kept in the cache."""
+    ranges = {name: str(found) for name, found in problem.space.items()}
+    key = digests.of(problem.task.digest, problem.name, ranges, count)
+    path = cache / f"reference-{problem.name.replace('/', '-')}-{key}.json"
+    if path.exists():
+        return json.loads(path.read_text())["psnr"]
+    seed = digests.seed("reference", problem.name)
+    drawn = [problem.within(uniform_point(problem.space, k, seed)) for k in range(count)]
+    found = sorted(((problem.psnr(one), k) for k, one in enumerate(drawn)), reverse=True)
+    best = found[0][0]
+    for _, place in found[:STARTS]:
+        best = max(best, refined(problem, drawn[place]))
+    cache.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"psnr": best, "random": found[0][0]}))
+    return best
+
+
+def refined(problem: Problem, start: Params) -> float:
+    """The best PSNR that COBYQA finds on all images from some settings, their choices kept."""
+    names = [name for name in problem.space if isinstance(start[name], float)]
+    seen: list[float] = []
+
+    def ends(name: str) -> tuple[float, float]:
+        low, high = problem.space[name].low, problem.space[name].high
+        if name in problem.limits:
+            high = min(high, problem.limits[name](start))
+        return (math.log(low), math.log(high)) if problem.space[name].log else (low, high)
+
+    def loss(units: np.ndarray) -> float:
+        params = dict(start)
+        for name, unit in zip(names, np.clip(units, 0, 1).tolist(), strict=True):
+            low, high = ends(name)
+            value = low + unit * (high - low)
+            params[name] = math.exp(value) if problem.space[name].log else value
+        seen.append(problem.psnr(params))
+        return -seen[-1]
+
+    begin = []
+    for name in names:
+        low, high = ends(name)
+        value = math.log(start[name]) if problem.space[name].log else start[name]
+        begin.append((value - low) / (high - low))
+    options = {"maxfev": 40, "initial_tr_radius": 0.15, "final_tr_radius": 0.005}
+    minimize(loss, begin, method="COBYQA", bounds=[(0, 1)] * len(names), options=options)
+    return max(seen)
+
+
+def table(name: str, best: float, found: Mapping[str, list[Search]]) -> None:
+    """Prints medians of each contender, and how many times as long as the tuner it took."""
+    print(f"{name}: reference {best:.3f} dB")
+    for bar in BARS:
+        medians = {}
+        for contender, searches in found.items():
+            arrivals = [one.arrival(best - bar) for one in searches]
+            medians[contender] = [statistics.median(part) for part in zip(*arrivals, strict=True)]
+        for contender, (wall, cpu, evaluations) in medians.items():
+            reached = sum(one.arrival(best - bar)[0] < math.inf for one in found[contender])
+            ratio = cpu / medians["tuner"][1] if "tuner" in medians else math.nan
+            ends = [one.best[-1][-1] for one in found[contender]]
+            print(
+                f"  within {bar} dB  {contender:6s} {wall:8.1f} s, CPU {cpu:8.1f} s, "
+                f"{evaluations:5.0f} evaluations, {reached} of {len(ends)} arrived, "
+                f"{ratio:5.1f} times the tuner's; ends {min(ends):.3f} to {max(ends):.3f} dB",
+                flush=True,
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="sr")
-    parser.add_argument("--method", default="identity")
-    parser.add_argument("--reference", type=int, default=400, help="random points")
+    parser.add_argument("--problems", nargs="+", default=["sr/identity"])
+    parser.add_argument("--reference", type=int, default=500, help="random settings")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="the first repeat's seed")
-    parser.add_argument("--most", type=int, default=200, help="trials of one search")
-    parser.add_argument("--seconds", type=float, default=3600, help="of CPU time, of one search")
+    parser.add_argument("--seconds", type=float, default=300, help="of CPU time, of one search")
     parser.add_argument("--cache", type=Path, default=Path(".benchmarks"))
-    parser.add_argument("--only", default="plain,tips,blank", help="contenders")
-    parser.add_argument("--set", action="append", default=[], help="key=value of our study alone")
+    parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    raw = study_file.read(given.task, None)
-    options = {"task": given.task, "preset": "quick", "methods": given.method}
-    base = study_file.resolve(raw, **options)
-    study = study_file.resolve(raw, **options, sets=given.set)
-    task = build_task(base.task, base.problem, seed=base.seed, device=devices.resolve("auto"))
-    entry, own = Entry.of(base, given.method), Entry.of(study, given.method)
-    empty = Blank(own.name, own.method, own.spec)
-    best = reference(task, entry, base.budget, given.reference, given.cache)
-    goal = Goal(best - NEAR, given.most, given.seconds)
-    runs: dict[str, Callable[[int], Arrival]] = {
-        "plain": lambda seed: plain(task, entry, base.budget, seed, goal),
-        "tips": lambda seed: ours(task, own, study, seed, goal),
-        "blank": lambda seed: ours(task, empty, study, seed, goal),
-    }
-    chosen = given.only.split(",")
-    found: dict[str, list[Arrival]] = {name: [] for name in chosen}
-    for repeat in range(given.repeats):
-        turn = repeat % len(chosen)
-        for name in chosen[turn:] + chosen[:turn]:
-            one = runs[name](given.first + repeat)
-            found[name].append(one)
-            times = f"{one.wall:.2f} s, CPU {one.cpu:.2f} s, {one.trials} trials"
-            end = "" if one.reached else ", not reached"
-            print(f"  {repeat} {name}: {times}{end}", flush=True)
-    if given.repeats:
-        table(found)
+    for name in given.problems:
+        problem = Problem(name)
+        best = reference(problem, given.reference, given.cache) if given.reference else -math.inf
+        found: dict[str, list[Search]] = {contender: [] for contender in given.only}
+        for repeat in range(given.repeats):
+            turn = repeat % len(given.only)
+            for contender in given.only[turn:] + given.only[:turn]:
+                search = CONTENDERS[contender](problem, repeat, given.seconds)
+                found[contender].append(search)
+                wall, cpu, evaluations, value = search.best[-1]
+                print(
+                    f"  {name} {repeat} {contender}: {value:.3f} dB after {wall:.1f} s, "
+                    f"CPU {cpu:.1f} s, {evaluations} evaluations",
+                    flush=True,
+                )
+        ends = [search.best[-1][-1] for searches in found.values() for search in searches]
+        table(name, max(best, *ends), found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""A/A controls: operators that do the same, and one search with other seeds, come out the same.
+
+On a small task with a linear prior; `tests/soak/controls.py` is the same on the embedded tasks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dipa_bench.config.entry import Entry
+from dipa_bench.config.study_file import StudyFile
+from dipa_bench.execution.study_folder import open_context, run_entry
+from dipa_bench.search.callbacks import StudyCallback
+from dipa_bench.testing import small_task
+from dipa_bench.tracking.records import RunRecord
+
+SETTINGS = {"settings": 80, "seeds": 1}
+
+
+def tuned(lab: Any, root: Path, task: str, *entries: str, seed: int = 0) -> list[RunRecord]:
+    study: StudyFile = lab.resolved(
+        list(entries), name=f"{task}-{seed}", budget=SETTINGS, raw={"task": task, "search": {}}
+    )
+    study = study.model_copy(update={"seed": seed})
+    context = open_context(study, root, small_task(task, seed=0, count=12))
+    return [run_entry(context, Entry.of(study, name), StudyCallback()) for name in entries]
+
+
+def test_two_names_of_one_operator_end_alike(tmp_path: Path, lab) -> None:
+    """On `deblur` the blur is circular: the circulant estimate of A^T A is A^T A."""
+    hessian, circulant = tuned(lab, tmp_path, "deblur", "hessian", "circulant")
+    assert circulant.metrics["val/psnr"] == pytest.approx(hessian.metrics["val/psnr"], abs=0.05)
+
+
+@pytest.mark.parametrize("task", ["sr", "cs"])
+def test_a_part_of_a_search_space_is_not_better_than_the_whole(task: str, tmp_path: Path, lab):
+    whole, part = tuned(lab, tmp_path, task, "identity", "lmmse-identity")
+    assert part.metrics["val/psnr"] <= whole.metrics["val/psnr"] + 0.03
+
+
+def test_other_seeds_end_alike(tmp_path: Path, lab) -> None:
+    ends = [
+        tuned(lab, tmp_path, "sr", "identity", seed=seed)[0].metrics["val/psnr"]
+        for seed in range(3)
+    ]
+    assert max(ends) - min(ends) <= 0.03
