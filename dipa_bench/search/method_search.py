@@ -262,9 +262,9 @@ class MethodSearch:
         )
 
     def _settled(self) -> bool:
-        """Whether a search without stages has had no gain for so long as the study says."""
+        """Whether a sampler that draws everything has had no gain for as long as the study says."""
         search = self._context.study.search
-        return len(self._stages) == 1 and outcome.settled(
+        return self._stages[0].name == "" and outcome.settled(
             self._in_order(), search.plateau, search.gain
         )
 
@@ -402,12 +402,9 @@ class MethodSearch:
             self._conclude(self._record, *outcome.why_none(trials))
             return
         self._record = outcome.with_winner(self._record, winner, trials, ended)
-        if outcome.settled(
-            trials, self._context.study.search.plateau, self._context.study.search.gain
-        ):
-            self._record.notes["stopped"] = (
-                f"no gain in {self._context.study.search.plateau} trials"
-            )
+        if self._settled():
+            patience = self._context.study.search.plateau
+            self._record.notes["stopped"] = f"no gain in {patience} trials"
         self._todo = self._seeds_to_do()
         if not self._todo:
             self._end_seeds()

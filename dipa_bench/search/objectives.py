@@ -38,6 +38,7 @@ def _pruner(study: StudyFile) -> BasePruner:
     if kind == "none":
         return NopPruner()
     if kind == "median":
-        return MedianPruner(n_startup_trials=FIRST, n_warmup_steps=1)
+        # trials that tune settings report no epochs: so as many fits have to have come as far
+        return MedianPruner(n_startup_trials=FIRST, n_warmup_steps=1, n_min_trials=FIRST)
     ends = rung_ends(budget.epochs, budget.rungs)
     return RungPruner(ends, GROWTH, brackets=len(ends) if kind == "hyperband" else 1)

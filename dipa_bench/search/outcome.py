@@ -45,8 +45,15 @@ def settled(trials: Sequence[RunRecord], patience: int | None, gain: float) -> b
 
 
 def best(trials: Sequence[RunRecord]) -> RunRecord | None:
-    """The finished trial with the highest validation PSNR, the earliest of equals; None if none."""
-    finished = [trial for trial in trials if trial.state == "finished"]
+    """The finished trial with the highest validation PSNR, the earliest of equals; None if none.
+
+    Settings of what an entry starts from do not count: it is not fitted yet.
+    """
+    finished = [
+        trial
+        for trial in trials
+        if trial.state == "finished" and not (trial.stage == "settings" and trial.fitted_at)
+    ]
     return max(finished, key=lambda trial: (trial.metrics["val/psnr"], -trial.index), default=None)
 
 
