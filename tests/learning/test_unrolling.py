@@ -6,9 +6,11 @@ import re
 import pytest
 import torch
 
+from dipa_bench import registry
 from dipa_bench.errors import Diverged, Pruned
 from dipa_bench.learning.unrolling import TrainParameters, train, validate
 from dipa_bench.metrics import psnr
+from dipa_bench.parameters import build, defaults
 from dipa_bench.preconditioners import Dense
 from dipa_bench.solvers import SolveParameters
 from dipa_bench.testing.problems import small_task
@@ -245,3 +247,26 @@ def test_the_rate_halves_on_a_plateau(task, context):
     train(reconstructor, loss, task.images.train, parameters, task, found)
     # the first epoch is the best there is; then two bad ones before each of the three cuts
     assert found.notes["learning_rate_at_end"] == pytest.approx(0.8 / 8)
+
+
+TRAINED = [method.name for method in registry.describe("methods") if method.unrolled]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_without_epochs_a_fit_gives_what_it_would_start_from(name: str, task, context) -> None:
+    """And restored with other solver settings it is the same operator."""
+    method = registry.get("methods", name)
+    flat = defaults(method.parameters, task.solver, task)
+    sizes = {"operator.max_parameters": 10**6, "distill.teacher": task.labels[-1]}
+    flat |= {key: value for key, value in sizes.items() if key in flat}
+    start = context(epochs=0)
+    made = method.fit(task, build(method.parameters, flat), start)
+    assert not any(part.requires_grad for part in made.module.parameters())
+    assert "train/loss" not in start.series
+    other = build(method.parameters, flat | {"solve.step": 0.5, "solve.momentum": "none"})
+    again = method.restore(task, other, made.module.state_dict(), start)
+    assert again.solver.step_size == pytest.approx(0.5 * made.solver.step_size)
+    measured = task.measure(task.images.validation)
+    again.solver.step_size, again.solver.momentum = made.solver.step_size, made.solver.momentum
+    ours, theirs = (one.run(measured, task.student).estimate for one in (made, again))
+    assert torch.equal(ours, theirs)
