@@ -98,10 +98,11 @@ def psnr_boxes(images: pd.DataFrame, looks: Looks) -> go.Figure:
 def search_history(trials: pd.DataFrame, looks: Looks) -> go.Figure:
     """Validation PSNR [dB] of every trial and the best so far, per method.
 
-    Trials without a value, or far below the others, lie on a line at the bottom.
+    Trials that ran on some of the images are where they are estimated. Those without a value, or
+    far below the others, lie on a line at the bottom.
 
     Args:
-        trials: method, number, state, value, reason of one study.
+        trials: method, number, state, value, estimate, reason of one study.
         looks: a look per method.
     """
     figure = blank("trial", "validation PSNR [dB]", _count(trials) + 2)
@@ -145,10 +146,11 @@ def _add_trials(
             **group,
         )
     )
+    shown = rows["value"].where(np.isfinite(rows["value"]), rows["estimate"].astype(float))
     figure.add_trace(
         go.Scatter(
             x=rows["number"],
-            y=rows["value"].where(np.isfinite(rows["value"]), floor).clip(lower=floor),
+            y=shown.where(np.isfinite(shown), floor).clip(lower=floor),
             mode="markers",
             marker={
                 "symbol": [_trial_symbol(state, look) for state in rows["state"]],

@@ -84,8 +84,9 @@ _SHIFT_HELP = (
     "are made from A are made anew there. Bars are 95% intervals over test subjects."
 )
 _SEARCH_HELP = (
-    "A mark is a trial, the line the best finished trial so far: a line that still rises at its "
-    "end asks for more trials. Marks on the lowest line have no value, or one below the axis."
+    "A mark is a trial (one that ran on some images, where it is estimated), the line the best "
+    "finished trial so far: a line that still rises at its end asks for more trials. Marks on the "
+    "lowest line have no value, or one below the axis."
 )
 _BUDGET_HELP = (
     "Who is better, and who was only tuned longer? The best finished trial so far, {searches}; the "

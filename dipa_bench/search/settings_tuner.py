@@ -13,8 +13,9 @@ fraction of what a sampler needs that learns it:
    at good settings and not by luck at bad ones, and with each number at the ends of its range, as
    PSNR may have two modes. The best of these gets a trust region as well; what is better then is
    tried in all other branches again.
-4. The best is followed on, on `REFINED` images, and the best of what was seen is run on all of
-   them. Only what was run on all can win.
+4. The best is followed on, on `REFINED` images, anew and wider where that ended, then the best that
+   is far from it, while there is budget; the best of what was seen is run on all images. Only
+   what was run on all can win.
 
 An operator's own parameters (mu, degree, rank) are tuned with the settings, within the same number:
 numbers in the trust regions, choices in the screening and the sweep.
@@ -41,7 +42,8 @@ from dipa_bench.parameters import Value, When
 FEWEST = 24  # evaluations below which there is nothing to follow
 SCREENED, REFINED = 10, 40  # validation images
 RADIUS = 0.15  # of the first trust region, in the unit cube
-WIDER = 0.3  # of one that begins anew where another ended, as there may be a better optimum
+WIDER = 0.3  # of one that begins anew where another ended
+FAR = 0.3  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
 FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
 
@@ -184,8 +186,12 @@ class SettingsTuner:
                 moved = self._neighbours(self._on_all(book, book.best(few)))
                 book.need([Proposal(point, few, races=True) for point in moved])
         self._refine(book, book.best(few))
-        ranked = book.ranked(self._refined)[: plan.all_images]
-        book.need([Proposal(params, self._images, races=False) for params in ranked])
+        ranked = book.ranked(self._refined)
+        seen = [params for params in ranked if params in book.seen(self._refined)]
+        rest = [params for params in ranked if params not in seen]
+        # an estimate from few images flatters what is best on these: one of them is enough
+        last = seen[: plan.all_images - 1] + rest[: 1 if seen else plan.all_images]
+        book.need([Proposal(params, self._images, races=False) for params in last])
 
     def _on_all(self, book: _Book, params: Params) -> Params:
         """The same settings, run on all images: what the search has, should it end early."""
@@ -193,16 +199,33 @@ class SettingsTuner:
         return params
 
     def _refine(self, book: _Book, start: Params) -> None:
-        """Trust regions on more images from the best, until one ends where it began."""
+        """Trust regions on more images: from the best, anew where that ended, then far from both.
+
+        A region that has become small in a curved valley ends before the optimum; one that begins
+        anew there, and wider, goes on.
+        """
+        ends: list[Params] = []
         radius = RADIUS
-        while (left := self._left(book)) > 0:
+        while (left := self._left(book)) >= (self._shortest if ends else 1):
             self._follow(book, start, left, self._refined, radius)
             best = book.best(self._refined, book.seen(self._refined) or [start])
-            if radius == WIDER and best == start:
+            ends += [start, best]
+            if radius == RADIUS:
+                start, radius = best, WIDER
+                continue
+            far = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
+            if not far:
                 return
-            if self._left(book) < self._shortest:
-                return
-            start, radius = best, WIDER
+            start, radius = book.best(self._screened, far), RADIUS
+
+    def _apart(self, one: Params, other: Params) -> bool:
+        """Whether two points are of different branches, or far from each other in the unit cube."""
+        names = self._numbers(one)
+        if not self._alike(one, other) or names != self._numbers(other):
+            return True
+        if not names:
+            return False
+        return bool(np.max(np.abs(self._units(one, names) - self._units(other, names))) > FAR)
 
     def _left(self, book: _Book) -> int:
         """Evaluations of the budget that are left for trust regions on more images."""

@@ -216,10 +216,11 @@ def test_search_history_marks_trials_and_follows_the_best() -> None:
     trials = pd.DataFrame(
         {
             "method": "m",
-            "number": [2, 0, 1, 3, 4],
-            "state": ["finished", "finished", "pruned", "diverged", "finished"],
-            "value": [22.0, 21.0, 25.0, np.nan, 20.0],
-            "reason": [None, None, None, "left", None],
+            "number": [2, 0, 1, 3, 4, 5],
+            "state": ["finished", "finished", "pruned", "diverged", "finished", "pruned"],
+            "value": [22.0, 21.0, 25.0, np.nan, 20.0, np.nan],
+            "estimate": [np.nan, np.nan, np.nan, np.nan, np.nan, 21.5],
+            "reason": [None, None, None, "left", None, "on some images"],
         }
     )
     best, marks, *_ = figures.search_history(trials, looks(["m"])).data
@@ -227,6 +228,7 @@ def test_search_history_marks_trials_and_follows_the_best() -> None:
     symbols = marks.marker.symbol
     assert symbols[0] == symbols[2] and len(set(symbols)) == 3
     assert np.isfinite(marks.y).all() and marks.y[3] < 20, "no value: on the line at the bottom"
+    assert marks.y[5] == 21.5, "run on some of the images: where it is estimated"
 
 
 def test_colours_belong_to_methods_and_are_told_apart() -> None:

@@ -89,7 +89,7 @@ def test_it_asks_for_few_images_first_and_for_all_of_the_best() -> None:
     assert len(found[0].psnr) == IMAGES  # the first point, from which others are estimated
     assert {len(one.psnr) for one in found[1:13]} == {5, 10}  # the screening
     assert len(found[-1].psnr) == IMAGES
-    assert sum(len(one.psnr) for one in found) < 0.4 * 100 * IMAGES
+    assert sum(len(one.psnr) for one in found) < 0.5 * 100 * IMAGES
 
 
 def test_every_branch_is_tried_before_anything_is_followed() -> None:
