@@ -10,9 +10,9 @@ fraction of what a sampler needs that learns it:
    in the unit cube of their ranges: COBYQA (Ragonneau and Zhang, "COBYQA", 2023), which needs no
    gradients and so takes any prior.
 3. **Sweep.** What it found is tried in all other branches, so that a branch is ruled out by images
-   at good settings and not by luck at bad ones, and with each number at the ends of its range, as
-   PSNR may have two modes. The best of these gets a trust region as well; what is better then is
-   tried in all other branches again.
+   at good settings and not by luck at bad ones; in the best three, each number is also tried at
+   the ends of its range, as PSNR may have two modes. The best that is far from what was found gets
+   a trust region as well; what is better then is tried in all other branches again.
 4. The best is followed on, on `REFINED` images, anew and wider where that ended, then the best that
    is far from it, while there is budget; the best of what was seen is run on all images. Only
    what was run on all can win.
@@ -32,6 +32,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -43,6 +44,7 @@ FEWEST = 24  # evaluations below which there is nothing to follow
 SCREENED, REFINED = 10, 40  # validation images
 RADIUS = 0.15  # of the first trust region, in the unit cube
 WIDER = 0.3  # of one that begins anew where another ended
+PROBED = 3  # branches in which each number is tried at the ends of its range
 FAR = 0.3  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
 FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
@@ -177,11 +179,15 @@ class SettingsTuner:
         self._follow(book, book.best(few), plan.first, few)
         found = self._on_all(book, book.best(few))
         if plan.sweeps:
-            moved = self._neighbours(found) + (self._ends(found) if plan.sweeps > 1 else [])
+            moved = self._neighbours(found)
             book.need([Proposal(point, few, races=True) for point in moved])
         if plan.sweeps > 1:
-            others = [*self._others(book, found), *moved] or [found]
-            self._follow(book, book.best(few, others), plan.second, few)
+            value = partial(book.value, images=few)
+            leading = sorted([found, *moved], key=value, reverse=True)[:PROBED]
+            moved += [end for point in leading for end in self._ends(point)]
+            book.need([Proposal(point, few, races=True) for point in moved])
+            far = [point for point in book.asked if self._apart(point, found)]
+            self._follow(book, book.best(few, far or [found]), plan.second, few)
             if book.best(few) != found:
                 moved = self._neighbours(self._on_all(book, book.best(few)))
                 book.need([Proposal(point, few, races=True) for point in moved])
@@ -231,10 +237,6 @@ class SettingsTuner:
         """Evaluations of the budget that are left for trust regions on more images."""
         final = 0 if self._refined == self._images else self._plan.all_images
         return self._budget - book.runs - final
-
-    def _others(self, book: _Book, found: Params) -> list[Params]:
-        """What was asked for in other branches."""
-        return [params for params in book.asked if not self._alike(params, found)]
 
     def _screening(self) -> list[Params]:
         """The points, the first one's numbers in every branch, and further ones likewise."""
@@ -435,7 +437,7 @@ class _Plan:
         all_images = 4 if budget >= 3 * FEWEST else 2
         spare = budget - points - rounds * branches - all_images - 2
         for sweeps in (2, 1):
-            left = spare - sweeps * (branches - 1) - (2 * width if sweeps > 1 else 0)
+            left = spare - sweeps * (branches - 1) - (2 * width * PROBED if sweeps > 1 else 0)
             if left >= 2 * sweeps * shortest:
                 second = 3 * left // 10 if sweeps > 1 else 0
                 return _Plan(rounds, 4 * left // 10, second, sweeps, all_images)

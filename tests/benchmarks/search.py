@@ -26,7 +26,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,6 +83,12 @@ class Problem:
         fitted = self.entry.method.fit(self.task, self._values({}), self._context)
         self._operator = fitted.preconditioner
         maps(self.task)
+
+    @property
+    def points(self) -> list[dict[str, Value]]:
+        """What a study tries first: the defaults and the published settings."""
+        found = self.entry.first_points(self.task)
+        return [self.defaults | settings_of(point) for point in found]
 
     @property
     def defaults(self) -> dict[str, Value]:
@@ -164,12 +170,19 @@ def by_optuna(sampler: Callable[[int], BaseSampler]) -> Callable[[Problem, int, 
     return run
 
 
-def by_tuner(problem: Problem, seed: int, seconds: float) -> Search:
-    """The tuner of a study, with a study's budget."""
+def by_tuner(problem: Problem, seed: int, seconds: float, points: Sequence[Params] = ()) -> Search:
+    """The tuner of a study, with a study's budget.
+
+    Args:
+        problem: what is tuned.
+        seed: of the search.
+        seconds: of CPU time.
+        points: to try first; else the defaults.
+    """
     search, known = Search(seconds), []
     tuner = SettingsTuner(
         problem.space,
-        [problem.defaults],
+        points or [problem.defaults],
         problem.settings,
         len(problem.images),
         branches=BRANCHES,

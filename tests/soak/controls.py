@@ -31,7 +31,7 @@ def tuned(name: str, seeds: Sequence[int]) -> list[float]:
     """Validation PSNR of the settings that each search ends with."""
     problem, found = Problem(name), []
     for seed in seeds:
-        search = by_tuner(problem, seed, float("inf"))
+        search = by_tuner(problem, seed, float("inf"), problem.points)
         found.append(search.best[-1][-1])
         print(f"{name}, seed {seed}: {found[-1]:.3f} dB in CPU {search.cpu:.0f} s", flush=True)
     return found
