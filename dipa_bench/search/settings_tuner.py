@@ -235,7 +235,7 @@ class SettingsTuner:
 
     def _left(self, book: _Book) -> int:
         """Evaluations of the budget that are left for trust regions on more images."""
-        final = 0 if self._refined == self._images else self._plan.all_images
+        final = 1 if self._refined == self._images else self._plan.all_images
         return self._budget - book.runs - final
 
     def _screening(self) -> list[Params]:
