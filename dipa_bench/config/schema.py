@@ -75,11 +75,16 @@ class BudgetSpec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _without_trials(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "trials" not in values:
-            return values
-        trials = values["trials"]
-        rest = {name: value for name, value in values.items() if name != "trials"}
-        return {"settings": trials, "fits": trials} | rest
+        return without_trials(values) if isinstance(values, Mapping) else values
+
+
+def without_trials(budget: Mapping[str, Any]) -> dict[str, Any]:
+    """A raw budget with as many settings and fits as it has trials; what it names itself stays."""
+    rest = dict(budget)
+    if "trials" not in rest:
+        return rest
+    trials = rest.pop("trials")
+    return {"settings": trials, "fits": trials} | rest
 
 
 class SearchSpec(Strict):

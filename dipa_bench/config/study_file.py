@@ -26,6 +26,7 @@ from dipa_bench.config.schema import (
     StudyFile,
     check_name,
     validated,
+    without_trials,
 )
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.parameters import Value, build, integers
@@ -113,7 +114,7 @@ def resolve(
     if None not in (trials, minutes):
         raise UserError("--trials and --minutes: a budget is one of the two")
     if trials is not None:
-        table["budget"] |= {"settings": trials, "fits": trials, "minutes": None}
+        table["budget"] |= without_trials({"trials": trials}) | {"minutes": None}
     if minutes is not None:
         table["budget"]["minutes"] = minutes
     if seed is not None:
@@ -143,11 +144,10 @@ def _without_trials(raw: Mapping[str, Any]) -> dict[str, Any]:
     for holder in holders:
         budget = holder.get("budget") if isinstance(holder, Mapping) else None
         if isinstance(budget, dict) and "trials" in budget:
-            trials = budget.pop("trials")
-            holder["budget"] = {"settings": trials, "fits": trials} | budget
+            holder["budget"] = without_trials(budget)
             log.warning(
                 "budget.trials = %s is read as that many budget.settings and budget.fits",
-                trials,
+                budget["trials"],
             )
     return table
 

@@ -32,7 +32,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -182,8 +181,7 @@ class SettingsTuner:
             moved = self._neighbours(found)
             book.need([Proposal(point, few, races=True) for point in moved])
         if plan.sweeps > 1:
-            value = partial(book.value, images=few)
-            leading = sorted([found, *moved], key=value, reverse=True)[:PROBED]
+            leading = book.ranked(few, [found, *moved])[:PROBED]
             moved += [end for point in leading for end in self._ends(point)]
             book.need([Proposal(point, few, races=True) for point in moved])
             far = [point for point in book.asked if self._apart(point, found)]
@@ -353,19 +351,19 @@ class SettingsTuner:
 
     def _with_fractions(self, params: Params) -> Params:
         """Parameters with limited numbers as fractions of what their limits leave."""
-        found = dict(params)
-        for name in self._limits:
-            if name in found:
-                low, high = self._range(name, found)
-                found[name] = _Fraction((found[name] - low) / (high - low) if high > low else 0.0)
-        return found
+        return self._as_fractions(
+            params, {name: self._range(name, params) for name in self._limits}
+        )
 
     def _at_fractions(self, draw: Params) -> Params:
         """A draw from whole ranges, limited numbers as fractions of them."""
-        found = dict(draw)
-        for name in self._limits:
+        whole = {name: (self._space[name].low, self._space[name].high) for name in self._limits}
+        return self._as_fractions(draw, whole)
+
+    def _as_fractions(self, params: Params, ranges: Mapping[str, tuple[float, float]]) -> Params:
+        found = dict(params)
+        for name, (low, high) in ranges.items():
             if name in found:
-                low, high = self._space[name].low, self._space[name].high
                 found[name] = _Fraction((found[name] - low) / (high - low) if high > low else 0.0)
         return found
 
@@ -478,11 +476,12 @@ class _Book:
         Raises:
             _Missing: those that were not run, or on fewer images.
         """
-        missing = [one for one in proposals if self.found(one) is None]
-        if missing:
+        answers = [self.found(one) for one in proposals]
+        pairs = list(zip(proposals, answers, strict=True))
+        if missing := [one for one, psnr in pairs if psnr is None]:
             raise _Missing(missing)
-        for one in proposals:
-            key, psnr = _key(one.params), self.found(one)
+        for one, psnr in pairs:
+            key = _key(one.params)
             self._asked.setdefault(key, one.params)
             if key not in self._psnr or len(psnr) > len(self._psnr[key]):
                 self._psnr[key] = psnr
@@ -523,12 +522,13 @@ class _Book:
         return float(best[:images].mean() + (psnr - best[: len(psnr)]).mean())
 
     def best(self, images: int, among: Sequence[Params] = ()) -> Params:
-        """The best of some settings, or of all that was asked for; the first of equals."""
-        return max(among or self.asked, key=lambda params: self.value(params, images))
+        """The first of `ranked`."""
+        return self.ranked(images, among)[0]
 
-    def ranked(self, images: int) -> list[Params]:
-        """What was asked for, the best over the first images first."""
-        return sorted(self.asked, key=lambda params: self.value(params, images), reverse=True)
+    def ranked(self, images: int, among: Sequence[Params] = ()) -> list[Params]:
+        """Some settings, or all that was asked for, the best over the first images first."""
+        found = among or self.asked
+        return sorted(found, key=lambda params: self.value(params, images), reverse=True)
 
 
 def _key(params: Mapping[str, Value]) -> tuple:

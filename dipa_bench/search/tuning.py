@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dipa_bench.config.entry import Entry
 from dipa_bench.parameters import Value
+from dipa_bench.search import outcome
 from dipa_bench.search.settings_tuner import Evaluation, Proposal, SettingsTuner
 from dipa_bench.search.stages import Stage
 from dipa_bench.tracking.records import RunRecord
@@ -60,7 +61,7 @@ def base_of(
         best = best_settings(records)
         return Base(dict(fixed) | (settings_of(best.params) if best else {}))
     if stage.name == "tuned":
-        fit = best_fit(records)
+        fit = outcome.best([record for record in records if record.stage == "fit"])
         if fit is None:
             return None
         own = settings_of(fit.params)
@@ -85,12 +86,6 @@ def best_settings(records: Sequence[RunRecord]) -> RunRecord | None:
     whole = max((len(record.validation) for record in found), default=0)
     longest = [record for record in found if len(record.validation) == whole]
     return max(longest, key=lambda record: (psnr_of(record), -record.index), default=None)
-
-
-def best_fit(records: Sequence[RunRecord]) -> RunRecord | None:
-    """The finished trial of a ``fit`` stage with the best validation PSNR."""
-    found = [record for record in records if record.stage == "fit" and record.state == "finished"]
-    return max(found, key=lambda record: (psnr_of(record), -record.index), default=None)
 
 
 def psnr_of(record: RunRecord) -> float:
