@@ -46,7 +46,7 @@ class PolynomialParameters(Parameters):
     degree: Annotated[
         int,
         Field(ge=0, le=12, description="degree of p: applications of A^T A in one of P"),
-        Search(1, 6),
+        Search(0, 6),
     ] = 2
     lower: Annotated[
         float,

@@ -9,6 +9,7 @@ PICTURES = "pictures.safetensors"
 MATRIX = "matrix.safetensors"
 LINEARISATION = "linearisation.safetensors"
 OPERATOR = "operator.safetensors"
+SETTINGS = "settings.json"
 SHOWN = (PICTURES, MATRIX, LINEARISATION)
 """Of a method's first seed; they stand for the method."""
 

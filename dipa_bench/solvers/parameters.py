@@ -43,7 +43,7 @@ class SolveParameters(Parameters):
             description="the prior's strength in the last iteration relative to the first, "
             "geometric between them; 1 for a constant one",
         ),
-        Search(0.03, 3.0, log=True),
+        Search(0.003, 3.0, log=True),
     ] = 1.0
     momentum: Annotated[
         Literal["textbook", "published", "none"],

@@ -13,7 +13,7 @@ from dipa_bench.tracking import records
 from dipa_bench.tracking.mlflow_format import repeat_of
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.results import TaskResults
-from dipa_bench.tracking.tables import ARTIFACTS, Tables, method_figures, trial_figures
+from dipa_bench.tracking.tables import ARTIFACTS, Tables, method_figures, trial_row
 
 
 def study_results(folder: Path, task: str) -> TaskResults:
@@ -30,7 +30,7 @@ def study_results(folder: Path, task: str) -> TaskResults:
     places = [(records.read(path.parent), path.parent) for path in _method_records(folder)]
     for record, place in sorted(places, key=lambda pair: (pair[0].started, pair[0].method)):
         children = [records.read(child) for child in records.children(place)]
-        trials = [_trial_row(child) for child in children if child.kind == "trial"]
+        trials = [trial_row(child) for child in children if child.kind == "trial"]
         files = {name: place / name for name in ARTIFACTS if (place / name).is_file()}
         tables.add(_method_row(record, children), trials, files, partial(_damaged, place))
     return tables.results(task)
@@ -75,18 +75,6 @@ def _method_row(record: RunRecord, children: list[RunRecord]) -> dict[str, Any]:
         "run_id": "",
         "repeat": repeat,
         "repeat_of": repeat_of(record.study, repeat),
-    }
-
-
-def _trial_row(record: RunRecord) -> dict[str, Any]:
-    figures = record.metrics
-    return {
-        "number": record.number,
-        "index": record.index,
-        "state": record.state,
-        **trial_figures(figures),
-        "params": record.params,
-        "reason": record.reason or None,
     }
 
 

@@ -10,15 +10,16 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from dipa_bench import names
 from dipa_bench.errors import UserError, unknown
-from dipa_bench.tracking import records
+from dipa_bench.tracking import records, settings_table
 from dipa_bench.tracking.connection import connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.mlflow_format import decode, experiment_name
@@ -78,6 +79,7 @@ def load_results(
         own = children[parent.info.run_id]
         trials = [_trial_row(client, child) for child in own if _tag(child, "kind") == "trial"]
         with _artifacts(client, parent, ARTIFACTS) as files:
+            trials += _settings(parent, files, {trial["number"] for trial in trials})
             tables.add(_method_row(client, parent, own), trials, files, partial(_damaged, parent))
     return tables.results(task)
 
@@ -147,6 +149,19 @@ def _trial_row(client: MlflowClient, run: Run) -> dict[str, Any]:
         "params": _params(client, run),
         "reason": _tag(run, "reason") or None,
     }
+
+
+def _settings(
+    parent: Run, files: Mapping[str, Path], shown: Container[int]
+) -> list[dict[str, Any]]:
+    """The trials in an entry's table of settings, but for those that are runs of their own."""
+    if names.SETTINGS not in files:
+        return []
+    try:
+        rows = settings_table.read(files[names.SETTINGS])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(parent, f"{names.SETTINGS}: {error}") from None
+    return [row for row in rows if row["number"] not in shown]
 
 
 # ---------------------------------------------------------------------------- runs
@@ -256,11 +271,13 @@ def _record(client: MlflowClient, run: Run) -> RunRecord:
 
 
 @contextlib.contextmanager
-def _artifacts(client: MlflowClient, run: Run, names: tuple[str, ...]) -> Iterator[dict[str, Path]]:
+def _artifacts(
+    client: MlflowClient, run: Run, wanted: tuple[str, ...]
+) -> Iterator[dict[str, Path]]:
     """Those of a run's files that exist: in place if they are on this machine, else fetched."""
     place = _local(run.info.artifact_uri)
     if place is not None and place.is_dir():
-        yield {name: place / name for name in names if (place / name).is_file()}
+        yield {name: place / name for name in wanted if (place / name).is_file()}
         return
     if place is not None:
         yield {}
@@ -270,7 +287,7 @@ def _artifacts(client: MlflowClient, run: Run, names: tuple[str, ...]) -> Iterat
             there = {info.path for info in client.list_artifacts(run.info.run_id)}
             files = {
                 name: Path(client.download_artifacts(run.info.run_id, name, folder))
-                for name in names
+                for name in wanted
                 if name in there
             }
         yield files

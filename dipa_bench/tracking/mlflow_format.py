@@ -9,6 +9,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from dipa_bench import names
 from dipa_bench.tracking.records import RunRecord, Scalar
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def _description(record: RunRecord) -> str:
         text = (
             f"{row}, a preconditioner or competitor of iterative image reconstruction: {where}. "
             f"Operator: {record.operator or '-'}; learning rule: {record.rule or '-'}. Its child "
-            "runs are the trials of the search and the winner's seeds; metrics and params are the "
+            "runs are the trials of the search on all validation images and the winner's seeds, "
+            f"`{names.SETTINGS}` has those on some of the images; metrics and params are the "
             "winner's, measured on test images."
         )
     ending = f" State: {record.state}" + (

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dipa_bench import names
 from dipa_bench.errors import UserError
-from dipa_bench.tracking import records, sync_state
+from dipa_bench.tracking import records, settings_table, sync_state
 from dipa_bench.tracking.connection import StoreUnavailable, connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.mlflow_format import (
@@ -29,7 +30,7 @@ from dipa_bench.tracking.mlflow_format import (
     points_of,
     tags_of,
 )
-from dipa_bench.tracking.records import RunRecord, Scalar
+from dipa_bench.tracking.records import RunRecord
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -87,21 +88,21 @@ class Store:
         """
         record = records.read(folder)
         winner = record.notes.get("winner")
+        children, failed = _children(folder)
+        settings = [child for child in children.values() if settings_table.belongs(child)]
+        if settings:
+            table = folder / names.SETTINGS
+            settings_table.write(table, sorted(settings, key=lambda child: child.number))
         with guarded(self.uri):
             parent, changed = self._send(folder, record)
-            report = SyncReport(sent=int(changed), unchanged=int(not changed))
-            for child in records.children(folder):
-                report += self._send_child(child, parent, winner)
+            report = SyncReport(sent=int(changed), unchanged=int(not changed), failed=failed)
+            for place, child in children.items():
+                if settings_table.belongs(child):
+                    continue
+                won = child.kind == "trial" and winner is not None and child.number == winner
+                _, changed = self._send(place, child, parent, won)
+                report += SyncReport(sent=int(changed), unchanged=int(not changed))
         return report
-
-    def _send_child(self, folder: Path, parent: str, winner: Scalar) -> SyncReport:
-        try:
-            record = records.read(folder)
-        except UserError as error:
-            return SyncReport(failed=(str(error),))
-        won = record.kind == "trial" and winner is not None and record.number == winner
-        _, changed = self._send(folder, record, parent, won)
-        return SyncReport(sent=int(changed), unchanged=int(not changed))
 
     def _send(
         self, folder: Path, record: RunRecord, parent: str = "", won: bool = False
@@ -113,6 +114,8 @@ class Store:
             return before["run_id"], False
         experiment = self._experiment(record.task)
         tags = tags_of(record, sync_state.identity(folder, record), parent, won)
+        if names.SETTINGS in now["files"]:
+            tags |= settings_table.TAG
         run = self._known(before, experiment, tags["dipa.key"])
         if run is None:
             run_id = self._create(experiment, record, tags)
@@ -233,6 +236,17 @@ class Store:
         else:
             end = int((record.finished or record.started) * 1000) or None
             self._client.set_terminated(run_id, status=status, end_time=end)
+
+
+def _children(folder: Path) -> tuple[dict[Path, RunRecord], tuple[str, ...]]:
+    """The records below an entry's folder, and a line for each that is damaged."""
+    found, failed = {}, []
+    for place in records.children(folder):
+        try:
+            found[place] = records.read(place)
+        except UserError as error:
+            failed.append(str(error))
+    return found, tuple(failed)
 
 
 def sync(root: Path, uri: str, rebuild: bool = False) -> SyncReport:

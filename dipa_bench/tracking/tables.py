@@ -12,6 +12,7 @@ import pandas as pd
 
 from dipa_bench import names
 from dipa_bench.errors import UserError
+from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.results import Linearised, TaskResults
 
 KEYS = ["study", "method"]
@@ -96,7 +97,7 @@ OF_TRIAL = {
     "seconds_per_image": "cost/seconds",
 }
 ARTIFACTS = (
-    *(names.IMAGES, names.CURVES, names.SHIFTS),
+    *(names.IMAGES, names.CURVES, names.SHIFTS, names.SETTINGS),
     *(names.PICTURES, names.MATRIX, names.LINEARISATION),
 )
 
@@ -168,6 +169,18 @@ class Tables:
 def method_figures(figures: Mapping[str, float]) -> dict[str, float]:
     """The columns of ``methods`` that are a run's metrics; NaN for what was not measured."""
     return {column: figures.get(metric, np.nan) for column, metric in OF_METHOD.items()}
+
+
+def trial_row(record: RunRecord) -> dict[str, Any]:
+    """A row of ``trials``, without study and method."""
+    return {
+        "number": record.number,
+        "index": record.index,
+        "state": record.state,
+        **trial_figures(record.metrics),
+        "params": record.params,
+        "reason": record.reason or None,
+    }
 
 
 def trial_figures(figures: Mapping[str, float]) -> dict[str, float]:

@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dipa_bench.errors import UserError
-from dipa_bench.tracking import records, tables
+from dipa_bench.tracking import records, settings_table, tables
 from dipa_bench.tracking.connection import StoreUnavailable
+from dipa_bench.tracking.folders import study_results
 from dipa_bench.tracking.load import find_run, load_results
 from dipa_bench.tracking.location import sqlite_path, sqlite_uri
 from dipa_bench.tracking.store import sync
@@ -198,6 +199,73 @@ def test_repeated_searches_are_told_and_come_with_their_study(
     assert set(load_results(uri, "sr", study="small").methods["study"]) == {"small"}
     both = load_results(uri, "sr", study="small", repeats=True)
     assert set(both.methods["study"]) == {"small", "small-repeat2"}
+
+
+@pytest.mark.parametrize("sent_before", [False, True], ids=["new", "sent as runs before"])
+def test_settings_on_some_images_are_one_table(
+    root: Path, uri: str, hand: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, sent_before: bool
+) -> None:
+    entry = root / "studies" / "small" / "dipa"
+    raced = {  # what JSON has no word for, or a table no cell
+        10: {"state": "pruned", "reason": "worse", "metrics": {"val/psnr_estimate": 21.25}},
+        11: {"state": "diverged", "metrics": {"val/psnr": math.nan}, "params": {"a": None}},
+        12: {"params": {"solve.step": 0.1, "a": True, "c": "1"}, "metrics": {}},
+    }
+    for number, values in raced.items():
+        told = hand.record("trial", "dipa", number, images=10, stage="settings", **values)
+        records.write(entry / f"trial-{number:04d}", told)
+    if sent_before:
+        with monkeypatch.context() as older:
+            older.setattr(settings_table, "belongs", lambda record: False)
+            sync(root, uri)
+    sync(root, uri, rebuild=True)
+    sent = load_results(uri, hand.task).trials.set_index("number").sort_index()
+    here = study_results(entry.parent, hand.task).trials.set_index("number").sort_index()
+    assert set(raced) < set(here.index)
+    for number in here.index:
+        assert sent.params[number] == here.params[number]
+    columns = [name for name in here.columns if name != "params"]
+    pd.testing.assert_frame_equal(sent[columns], here[columns])
+    assert sync(root, uri).sent == 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    runs = client.search_runs(
+        [client.get_experiment_by_name("dipa-bench/sr").experiment_id],
+        "tags.`dipa.kind` = 'trial'",
+    )
+    numbers = {int(run.data.tags["dipa.number"]) for run in runs}
+    assert numbers == set(range(len(hand.states))) | (set(raced) if sent_before else set())
+    (parent,) = client.search_runs(
+        [run.info.experiment_id for run in runs[:1]],
+        "tags.`dipa.kind` = 'method' and tags.`dipa.method` = 'dipa'",
+    )
+    table = pd.DataFrame(**client_table(client, parent.info.run_id))
+    assert table.images.tolist() == [10, 10, 10]
+    assert table["solve.step"].tolist() == ["", "", 0.1]
+
+
+def client_table(client: object, run: str) -> dict:
+    """The one table that a run says it has, as MLflow's pages read it."""
+    import json
+
+    tags = client.get_run(run).data.tags
+    (told,) = json.loads(tags["mlflow.loggedArtifacts"])
+    assert told["type"] == "table"
+    return json.loads(Path(client.download_artifacts(run, told["path"])).read_text())
+
+
+def test_a_damaged_table_of_settings_is_told_in_one_line(
+    root: Path, uri: str, hand: SimpleNamespace
+) -> None:
+    entry = root / "studies" / "small" / "dipa"
+    records.write(entry / "trial-0010", hand.record("trial", "dipa", 10, images=10))
+    sync(root, uri)
+    for text in ("{", "[]", '{"columns": []}', '{"columns": ["number"], "data": [3]}'):
+        for path in root.parent.rglob("artifacts/settings.json"):
+            path.write_text(text)
+        with pytest.raises(UserError, match=r"damaged file of run .*settings\.json"):
+            load_results(uri, hand.task)
 
 
 def test_no_runs_are_told_with_the_cure(filled: str, tmp_path: Path) -> None:
