@@ -91,9 +91,9 @@ FAULTS = [
     ),
     Fault(
         "a row's draws depend on its name",
-        "dipa_bench/search/method_search.py",
+        "dipa_bench/search/trials.py",
         'context.seed("search")',
-        'context.seed(entry.name, "search")',
+        'context.seed(self._entry.name, "search")',
         SEARCH,
     ),
     # ------------------------------------------------------------------------------- solvers
@@ -312,14 +312,14 @@ FAULTS = [
     ),
     Fault(
         "one trial too few",
-        "dipa_bench/search/method_search.py",
-        "trial = self._queue.next(stage.count, self._ended, stage.first)",
-        "trial = self._queue.next(stage.count and stage.count - 1, self._ended, stage.first)",
+        "dipa_bench/search/trials.py",
+        "trial = self._queue.next(stage.count, self.ended, stage.first)",
+        "trial = self._queue.next(stage.count and stage.count - 1, self.ended, stage.first)",
         SEARCH,
     ),
     Fault(
         "an interrupted trial counts",
-        "dipa_bench/search/method_search.py",
+        "dipa_bench/search/trials.py",
         'if record.state not in ("interrupted", "running")',
         'if record.state != "running"',
         SEARCH,
@@ -333,8 +333,8 @@ FAULTS = [
     ),
     Fault(
         "a read of the test images is not logged",
-        "dipa_bench/search/method_search.py",
-        "        log_read(self._context.folder, reason)\n",
+        "dipa_bench/search/winner_test.py",
+        "        log_read(context.folder, reason)\n",
         "",
         f"{SEARCH} tests/cli/processes/test_shared.py",
     ),
