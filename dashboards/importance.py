@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from dashboards.figures import Looks, blank
 from dashboards.palette import COLOURS, label
 from dipa_bench.reports.importance import CHANCE
-from dipa_bench.reports.rendering import short
+from dipa_bench.reports.text import short
 
 _NAMED = 6
 """Hyper-parameters with a colour of their own; the others of a method share one dark grey piece."""

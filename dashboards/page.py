@@ -20,10 +20,13 @@ from dashboards.importance import importance_bars
 from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
 from dashboards.tuning import REACH, best_against_budget
+from dipa_bench.reports.columns import p_text
+from dipa_bench.reports.conclusions import verdict
 from dipa_bench.reports.generalisation import by_study
 from dipa_bench.reports.importance import LEAST, parameter_importance
-from dipa_bench.reports.leaderboard import image_rows, leaderboard, verdict
-from dipa_bench.reports.rendering import caveats, p_text, plain, short
+from dipa_bench.reports.leaderboard import image_rows, leaderboard
+from dipa_bench.reports.rendering import caveats
+from dipa_bench.reports.text import plain, short
 from dipa_bench.reports.tuning import UNITS, curves
 from dipa_bench.statistics import image_scores
 from dipa_bench.tracking.results import Linearised, TaskResults
@@ -154,11 +157,11 @@ def _page(results: TaskResults) -> str:
 
 
 def _shown(methods: pd.DataFrame) -> list[str]:
-    """The studies with a section of their own: all but repeats of a study that has one."""
+    """The studies with a section of their own: all but replicates of a study that has one."""
     if methods.empty:
         return []
     studies = set(methods["study"])
-    again = methods[(methods["repeat"] > 0) & methods["repeat_of"].isin(studies)]
+    again = methods[(methods["replicate"] > 0) & methods["replicate_of"].isin(studies)]
     return sorted(studies - set(again["study"]))
 
 
@@ -233,16 +236,16 @@ def _charts(results: TaskResults, study: str, style: dict[str, Look]) -> list[Dr
 def _budgets(results: TaskResults, study: str, style: dict[str, Look]) -> list[Drawn]:
     """The best trial so far against the budget, over all searches of the study."""
     methods = results.methods
-    base = methods.loc[methods["study"] == study, "repeat_of"].iloc[0]
-    own = replace(results, methods=methods[methods["repeat_of"] == base])
+    base = methods.loc[methods["study"] == study, "replicate_of"].iloc[0]
+    own = replace(results, methods=methods[methods["replicate_of"] == base])
     lines = {unit: curves(own, unit) for unit in UNITS}
     if lines["trials"].empty:
         return []
-    repeats = int(lines["trials"]["repeats"].max())
+    replicates = int(lines["trials"]["replicates"].max())
     searches = (
-        f"the mean over {repeats} independent searches with its 95% t interval"
-        if repeats > 1
-        else "of one search (`study --repeats 5` makes more, and bands)"
+        f"the mean over {replicates} independent searches with its 95% t interval"
+        if replicates > 1
+        else "of one search (`study --replicates 5` makes more, and bands)"
     )
     text = _BUDGET_HELP.format(searches=searches, reach=REACH)
     return [("Best trial against budget spent", best_against_budget(lines, style), text)]

@@ -29,10 +29,10 @@ class Results:
     Attributes:
         name: of the study.
         task: its name.
-        folder: of its records.
+        folder: of its first replicate's records.
         leaderboard: a row for each method, best mean test PSNR first (`dipa_bench.leaderboard`).
-        runs: a row for each method, trial and seed: kind, method, number, state, reason, one column
-            for each metric, and its folder.
+        runs: a row for each method, trial and seed of each replicate: study, kind, method, number,
+            state, reason, one column for each metric, and its folder.
         tables: per-image scores, curves and pictures behind the leaderboard.
         measured: whether any method finished, or none was meant to.
         sent: whether the tracking store has all of it.
@@ -49,7 +49,7 @@ class Results:
 
     def verdict(self) -> str:
         """What training bought, in a sentence."""
-        from dipa_bench.reports.leaderboard import verdict
+        from dipa_bench.reports.conclusions import verdict
 
         return verdict(self.leaderboard, self.tables)
 
@@ -73,7 +73,7 @@ def run_study(
     methods: str | Sequence[str] | None = None,
     trials: int | None = None,
     minutes: float | None = None,
-    repeats: int = 1,
+    replicates: int | None = None,
     preset: str | None = None,
     protocol: str | None = None,
     dataset: str | None = None,
@@ -100,7 +100,8 @@ def run_study(
         trials: solver settings of each method, and fits, at most; else ``budget.settings`` and
             ``budget.fits`` of the study and preset.
         minutes: of each method's search instead of these.
-        repeats: independent searches, each a study of its own; results are the first one's.
+        replicates: independent searches, each with its own draws and fit seeds; else
+            ``budget.replicates`` of the study and preset.
         preset: ``quick`` (default on a CPU), ``standard`` (on a GPU) or ``paper``.
         protocol: ``tuned`` (default) or ``published``.
         dataset: registered images, NAME or NAME:PATH.
@@ -138,7 +139,7 @@ def run_study(
             seed=seed,
             name=name,
             sets=assignments(dataset, data_root, set),
-            repeats=repeats,
+            replicates=replicates,
             workers=workers,
             cluster=cluster,
             storage=storage,
@@ -159,21 +160,24 @@ def run_prepared(study: Study, callback: StudyCallback) -> Results:
     Raises:
         As `run_study`.
     """
+    import pandas as pd
+
     from dipa_bench.reports.leaderboard import leaderboard as ranked
     from dipa_bench.tracking.folders import runs_table, study_results
+    from dipa_bench.tracking.results import joined
 
     outcomes = study.run(callback)
     first = outcomes[0]
     if study.address is not None and first.sent:  # other machines concluded some of the entries
         tables = stored_results(study.resolved.task, study=first.study.name, tracking_uri=study.uri)
     else:
-        tables = study_results(first.folder, first.study.task)
+        tables = joined([study_results(one.folder, one.study.task) for one in outcomes])
     return Results(
         name=first.study.name,
         task=first.study.task,
         folder=first.folder,
         leaderboard=ranked(tables),
-        runs=runs_table(first.folder),
+        runs=pd.concat([runs_table(one.folder) for one in outcomes], ignore_index=True),
         tables=tables,
         measured=all(one.measured for one in outcomes),
         sent=all(one.sent for one in outcomes),
@@ -186,15 +190,17 @@ def leaderboard(
     study: str | None = None,
     protocol: str | None = None,
     reference: str | None = None,
+    margin: float = 0.1,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
     """One row for each study and method of a task, best mean test PSNR first.
 
     Args:
         task: its name.
-        study: only this study.
+        study: only this study, with its replicates.
         protocol: only ``tuned`` or ``published`` rows.
         reference: row that differences are taken to; by default the study's.
+        margin: dB; rows closer than this to the reference are equivalent.
         tracking_uri: MLflow store; else as for `run_study`.
 
     Raises:
@@ -203,7 +209,7 @@ def leaderboard(
     from dipa_bench.reports.leaderboard import leaderboard as ranked
 
     results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
-    return ranked(results, reference=reference)
+    return ranked(results, reference=reference, margin=margin)
 
 
 def stored_results(
@@ -211,14 +217,12 @@ def stored_results(
     *,
     study: str | None = None,
     protocol: str | None = None,
-    repeats: bool = False,
     tracking_uri: str | None = None,
 ) -> TaskResults:
     """Tables of everything that the tracking store has of a task; as `leaderboard` reads them.
 
     Args:
         task, study, protocol, tracking_uri: as for `leaderboard`.
-        repeats: with `study` its repeated searches as well.
 
     Raises:
         UserError: as `leaderboard`.
@@ -233,7 +237,7 @@ def stored_results(
         raise unknown("task", task, registry.names("tasks"))
     uri = resolve_uri(tracking_uri, Path.cwd())
     try:
-        return load_results(uri, task, study=study, protocol=protocol, repeats=repeats)
+        return load_results(uri, task, study=study, protocol=protocol)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
 

@@ -14,7 +14,7 @@ one image each that of the images; an image without a subject is a subject of it
 numbers make intervals too short: in a simulation (subjects move scores by 2 dB, images by 1 dB) 95%
 intervals from eight subjects cover the truth in 94% of cases with 5 to 15 images each, and in 85%
 where one subject has half of the images. Intervals speak of new subjects, for the method as it was
-fitted with these seeds; how much a refit moves the mean is `seed_spread`.
+fitted; searches and refits come in by `dipa_bench.reports.comparison`.
 
 Scores that are not finite: a PSNR above `CEILING` (an exact reconstruction has an infinite one)
 counts as `CEILING`. A NaN or minus infinity is a reconstruction that failed. It is not left out,
@@ -144,14 +144,6 @@ def paired_difference(
     )
 
 
-def seed_spread(images: pd.DataFrame, metric: str = "psnr") -> float:
-    """Sample standard deviation over seeds of the mean score over images; NaN with one seed."""
-    if images.empty:
-        return math.nan
-    means = [mean_interval(rows, metric).mean for _, rows in images.groupby("seed")]
-    return float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
-
-
 def t_interval(
     values: np.ndarray, clusters: np.ndarray | None = None, level: float = 0.95
 ) -> tuple[float, float, float]:
@@ -169,7 +161,7 @@ def t_interval(
     if len(values) == 0:
         return math.nan, math.nan, math.nan
     mean = float(np.mean(values))
-    error, freedom = _standard_error(values, clusters)
+    error, freedom = standard_error(values, clusters)
     if freedom < 1:
         return mean, math.nan, math.nan
     half = float(stats.t.ppf(0.5 + level / 2, freedom)) * error
@@ -192,7 +184,7 @@ def t_test(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
     if len(values) == 0:
         return math.nan
     mean = float(np.mean(values))
-    error, freedom = _standard_error(values, clusters)
+    error, freedom = standard_error(values, clusters)
     if freedom < 1 or math.isnan(error):
         return math.nan
     if error == 0:
@@ -200,7 +192,7 @@ def t_test(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
     return float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
-def _standard_error(values: np.ndarray, clusters: np.ndarray | None) -> tuple[float, int]:
+def standard_error(values: np.ndarray, clusters: np.ndarray | None) -> tuple[float, int]:
     """Cluster-robust (CR1) standard error of the mean, and its degrees of freedom.
 
     The error is NaN for fewer than two clusters.

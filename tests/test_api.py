@@ -82,7 +82,14 @@ def test_results_are_what_store_and_records_have(finished: dipa_bench.Results, t
     stored = dipa_bench.leaderboard("sr", study="one")
     pd.testing.assert_frame_equal(board, stored)
     runs = finished.runs
-    assert runs.groupby("kind").size().to_dict() == {"method": 2, "seed": 3, "trial": 4}
+    assert runs.groupby("kind").size().to_dict() == {
+        "method": 4,
+        "published": 2,  # of the first replicate
+        "seed": 4,
+        "trial": 8,
+    }
+    assert set(runs["study"]) == {"one", "one-replicate1"}
+    assert (board["replicates"] == 2).all()
     row = board.set_index("method").loc["ldipa"]
     seeds = runs[(runs["method"] == "ldipa") & (runs["kind"] == "seed")]
     assert row["psnr"] == pytest.approx(seeds["test/psnr"].mean())
@@ -106,7 +113,7 @@ def test_a_table_says_the_same_as_arguments(finished: dipa_bench.Results, there:
         def ended(self, record) -> None:
             self.ended_runs.append(f"{record.method} {record.kind}")
 
-    budget = {"trials": 2, "train_images": 8, "epochs": 1, "final_epochs": 1}
+    budget = {"trials": 2, "replicates": 1, "train_images": 8, "epochs": 1, "final_epochs": 1}
     problem = {"prior": "den:smooth", "size": 16, "iterations": 3, "dataset": "folder:images"}
     table = {
         "task": "sr",
@@ -116,7 +123,11 @@ def test_a_table_says_the_same_as_arguments(finished: dipa_bench.Results, there:
     }
     heard = Heard()
     found = dipa_bench.run_study(table, name="table", device="cpu", callback=heard)
-    assert heard.ended_runs == ["identity trial"] * 2 + ["identity seed", "identity method"]
+    assert heard.ended_runs == ["identity trial"] * 2 + [
+        "identity seed",
+        "identity published",
+        "identity method",
+    ]
     pd.testing.assert_series_equal(
         found.leaderboard["psnr"], run("arguments", methods="identity").leaderboard["psnr"]
     )
@@ -128,8 +139,8 @@ def test_a_table_says_the_same_as_arguments(finished: dipa_bench.Results, there:
 def test_mistakes_are_one_line(there: Path) -> None:
     with pytest.raises(dipa_bench.UserError, match="did you mean 'ldipa'"):
         run("bad", methods=["ldipas"])
-    with pytest.raises(dipa_bench.UserError, match="repeats = 0"):
-        run("bad", repeats=0)
+    with pytest.raises(dipa_bench.UserError, match="replicates = 0"):
+        run("bad", replicates=0)
     with pytest.raises(dipa_bench.UserError, match="say what to study"):
         dipa_bench.run_study()
     with pytest.raises(dipa_bench.UserError, match="unknown task 'st'"):

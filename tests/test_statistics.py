@@ -178,12 +178,6 @@ def test_p_value_is_scipys() -> None:
     assert statistics.t_test(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
-def test_seed_spread_is_the_deviation_of_the_means() -> None:
-    frame = table([(s, f"i{k}", f"s{k}", 20.0 + s + k) for s in range(3) for k in range(4)])
-    assert statistics.seed_spread(frame) == pytest.approx(1.0)
-    assert math.isnan(statistics.seed_spread(frame[frame["seed"] == 0]))
-
-
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [

@@ -6,7 +6,8 @@ import sys
 
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
 from dipa_bench.errors import unknown
-from dipa_bench.reports.rendering import interval_text, render
+from dipa_bench.reports.columns import interval_text
+from dipa_bench.reports.rendering import render
 from dipa_bench.runs import restore, transfer
 from dipa_bench.runs.transfer import Line
 from dipa_bench.statistics import Estimate

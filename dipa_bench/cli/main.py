@@ -73,9 +73,14 @@ def study(
         float | None,
         typer.Option(help="Minutes of each row's search instead: fitting and validating."),
     ] = None,
-    repeats: Annotated[
-        int, typer.Option(min=1, help="Independent searches; `tuning` shows how they agree.")
-    ] = 1,
+    replicates: Annotated[
+        int | None,
+        typer.Option(
+            "--replicates",
+            min=1,
+            help="Whole searches, each with draws and fits of its own. [the preset's: 2, 3, 5]",
+        ),
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -129,7 +134,7 @@ def study(
         seed=seed,
         name=name,
         sets=assignments(dataset, data_root, sets),
-        repeats=repeats,
+        replicates=replicates,
         workers=workers,
         cluster=cluster,
         storage=storage,
@@ -140,8 +145,10 @@ def study(
 
 @app.command()
 def leaderboard(
-    task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
-    format: Annotated[str, typer.Option(help="table, csv, markdown (md) or json.")] = "table",
+    task: Annotated[str, typer.Option(help="Task, or several: sr,cs,mri.")],
+    format: Annotated[
+        str, typer.Option(help="table, markdown (md), latex, html, csv or json.")
+    ] = "table",
     output: Annotated[
         Path | None, typer.Option(help="Write to this file instead of the terminal.")
     ] = None,
@@ -151,19 +158,52 @@ def leaderboard(
     reference: Annotated[
         str | None, typer.Option(help="Row that differences are taken to [the study's].")
     ] = None,
+    margin: Annotated[
+        float, typer.Option(help="dB; rows closer than this to the reference are equivalent.")
+    ] = 0.1,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Columns to show, e.g. method,psnr,trials; any of the JSON's."),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="Column to sort by; -COLUMN: largest first. [-psnr]")
+    ] = None,
+    pivot: Annotated[
+        str | None, typer.Option(help="task or study: differences, with these in the columns.")
+    ] = None,
     tracking_uri: UriOption = None,
 ) -> None:
-    """Rank the methods of a task by test PSNR, from what tracking stored."""
-    from dipa_bench.cli.show import show_leaderboard
+    """Rank the methods of a task by test PSNR, and say which are better than the reference."""
+    from dipa_bench.cli.show import Wanted, show_leaderboard
 
-    show_leaderboard(task, format, output, study, protocol or rules, reference, tracking_uri)
+    wanted = Wanted(
+        task, study, protocol or rules, reference, margin, columns, sort, pivot, tracking_uri
+    )
+    show_leaderboard(wanted, format, output)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="Row, e.g. ldipa or STUDY/ldipa.")],
+    second: Annotated[str, typer.Argument(help="Row that it is compared with.")],
+    task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
+    margin: Annotated[float, typer.Option(help="dB; rows closer than this are equivalent.")] = 0.1,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with a plot of all images.")
+    ] = None,
+    tracking_uri: UriOption = None,
+) -> None:
+    """Compare two rows image by image: difference, images that gain and lose most, parameters."""
+    from dipa_bench.cli.show import show_comparison
+
+    show_comparison(task, first, second, margin, output, tracking_uri)
 
 
 @app.command()
 def tuning(
     task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
     study: Annotated[
-        str | None, typer.Option(help="Only the study of this name, with its repeats.")
+        str | None, typer.Option(help="Only the study of this name, with its replicates.")
     ] = None,
     by: Annotated[str, typer.Option(help="What counts as budget: trials or seconds.")] = "trials",
     format: Annotated[str, typer.Option(help="table, csv or json.")] = "table",

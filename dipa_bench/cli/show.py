@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,33 +28,89 @@ if TYPE_CHECKING:
 GOODBYE = 10.0  # seconds for a server to end
 
 
-def show_leaderboard(
-    task: str,
-    format: str,
-    output: Path | None,
-    study: str | None,
-    protocol: str | None,
-    reference: str | None,
-    tracking_uri: str | None,
-) -> None:
-    """Prints or writes the leaderboard; under a table stands the verdict."""
-    from dipa_bench.reports.leaderboard import leaderboard, verdict
-    from dipa_bench.reports.rendering import FORMATS, render
+@dataclass(frozen=True)
+class Wanted:
+    """What a leaderboard is asked for; see the options of `dipa-bench leaderboard`."""
+
+    task: str
+    study: str | None = None
+    protocol: str | None = None
+    reference: str | None = None
+    margin: float = 0.1
+    columns: str | None = None
+    sort: str | None = None
+    pivot: str | None = None
+    tracking_uri: str | None = None
+
+
+def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
+    """Prints or writes the leaderboard; under a table stands what it says."""
+    from dipa_bench.reports.across import by_task, sorted_by
+    from dipa_bench.reports.leaderboard import leaderboard
+    from dipa_bench.reports.rendering import FORMATS, render, render_frame
 
     format = "markdown" if format == "md" else format
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
-    board = leaderboard(results, reference=reference)
-    text = render(board, format)
-    if format == "table":
-        parts = [text, verdict(board, results), *_grids(board, results), *_shifts(results)]
-        text = "\n".join(parts)
+    boards, found = [], []
+    for task in wanted.task.split(","):
+        results = stored_results(
+            task.strip(),
+            study=wanted.study,
+            protocol=wanted.protocol,
+            tracking_uri=wanted.tracking_uri,
+        )
+        board = leaderboard(results, reference=wanted.reference, margin=wanted.margin)
+        boards.append(board if wanted.sort is None else sorted_by(board, wanted.sort))
+        found.append(results)
+    names = None if wanted.columns is None else [one.strip() for one in wanted.columns.split(",")]
+    if wanted.pivot is not None:
+        text = render_frame(by_task(_joined(boards), wanted.pivot), format)
+    elif format == "table":
+        pairs = zip(boards, found, strict=True)
+        text = "\n".join(_told(board, results, names) for board, results in pairs)
+    else:
+        text = render(_joined(boards), format, names)
     if output is None:
         print(text)
     else:
         output.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {output}")
+
+
+def _joined(boards: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    import pandas as pd
+
+    return boards[0] if len(boards) == 1 else pd.concat(boards, ignore_index=True)
+
+
+def _told(board: pd.DataFrame, results: TaskResults, columns: Sequence[str] | None) -> str:
+    """A board as a table, with all that is to be said of it."""
+    from dipa_bench.reports.conclusions import verdict
+    from dipa_bench.reports.rendering import render
+
+    text = render(board, "table", columns)
+    return "\n".join([text, verdict(board, results), *_grids(board, results), *_shifts(results)])
+
+
+def show_comparison(
+    task: str,
+    first: str,
+    second: str,
+    margin: float,
+    output: Path | None,
+    tracking_uri: str | None,
+) -> None:
+    """Prints how two rows differ, and writes a page with a plot of all images."""
+    from dipa_bench.reports.across import compare_rows
+    from dipa_bench.reports.rendering import render_pair
+
+    pair = compare_rows(stored_results(task, tracking_uri=tracking_uri), first, second, margin)
+    print(render_pair(pair).rstrip("\n"))
+    if output is not None:
+        from dashboards.pairs import write_pair
+
+        print(f"wrote {write_pair(pair, output)}: open it in a browser")
 
 
 def _grids(board: pd.DataFrame, results: TaskResults) -> Iterator[str]:
@@ -84,7 +141,7 @@ def show_tuning(
     reference: str | None,
     tracking_uri: str | None,
 ) -> None:
-    """Prints what every row's search had found after how much, over its repeats."""
+    """Prints what every row's search had found after how much, over its replicates."""
     from dipa_bench.reports.tuning import UNITS
     from dipa_bench.reports.tuning_table import SHOWN, render, tuning_table
 
@@ -92,9 +149,7 @@ def show_tuning(
         raise unknown("--by", by, UNITS)
     if format not in SHOWN:
         raise unknown("format", format, SHOWN)
-    results = stored_results(
-        task, study=study, protocol=protocol, repeats=True, tracking_uri=tracking_uri
-    )
+    results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
     print(render(tuning_table(results, reference, by), results, format).rstrip("\n"))
 
 
@@ -108,9 +163,7 @@ def make_dashboard(
     """Writes the dashboard and says where."""
     from dashboards.page import write_dashboard
 
-    results = stored_results(
-        task, study=study, protocol=protocol, repeats=True, tracking_uri=tracking_uri
-    )
+    results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
     path = write_dashboard(results, output or Path(f"dashboard-{task}.html"))
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MB): open it in a browser")
 

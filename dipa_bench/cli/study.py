@@ -43,11 +43,12 @@ def print_plan(request: Request) -> None:
     for entry in found.entries:
         note = f"skipped: {entry.skip}" if entry.skip else "fitted" if entry.fitted else ""
         add_row(table, entry.entry, entry.trials, entry.seeds, f"{entry.minutes:.1f}", note)
+    replicates = study.resolved.budget.replicates
     console, workers = wide_console(), study.worker_config.count
     console.print(table)
-    minutes = request.repeats * found.minutes / workers
+    minutes = replicates * found.minutes / workers
     console.print(
-        f"{request.repeats * found.trials} trials, about {minutes:.1f} minutes and "
+        f"{replicates * found.trials} trials, about {minutes:.1f} minutes and "
         f"{workers * found.memory / 2**30:.1f} GiB on {devices.describe(study.task.device)}; "
         "nothing was started"
     )

@@ -61,7 +61,13 @@ class BudgetSpec(Strict):
         float | None,
         Field(gt=0, description="of tuning and fitting an entry, instead of these two"),
     ] = None
-    seeds: Annotated[int, Field(ge=1)] = 2
+    replicates: Annotated[
+        int,
+        Field(ge=1, description="of the whole study: each has its own search draws and fit seeds"),
+    ] = 1
+    seeds: Annotated[
+        int, Field(ge=1, description="fits of a stochastic entry's winner within a replicate")
+    ] = 1
     epochs: Annotated[int, Field(ge=1)] = 4
     final_epochs: Annotated[int, Field(ge=1)] = 4
     train_images: Annotated[int | None, Field(ge=1)] = None
@@ -176,9 +182,7 @@ class StudyFile(Strict):
     problem: Problem = Problem()
     budget: BudgetSpec = BudgetSpec()
     search: SearchSpec = SearchSpec()
-    repeat: Annotated[
-        int, Field(ge=0, description="which of several independent searches of the same study")
-    ] = 0
+    replicate: Annotated[int, Field(ge=0, description="which of the study's replicates")] = 0
     objectives: list[Literal["psnr", "parameters", "seconds"]] = Field(
         default_factory=lambda: ["psnr"],
         description="of the search; with several it seeks their Pareto front, the winner has the "
@@ -197,7 +201,7 @@ class StudyFile(Strict):
         """What must agree for a study to be continued; its budget may grow, entries be added."""
         values = self.model_dump(mode="json", exclude={"name", "presets", "methods"})
         values["budget"]["unit"] = "trials" if self.budget.minutes is None else "minutes"
-        for growing in ("settings", "fits", "minutes", "seeds"):
+        for growing in ("settings", "fits", "minutes", "replicates", "seeds"):
             del values["budget"][growing]
         del values["search"]["plateau"], values["search"]["batch"]  # how long, how fast
         del values["problem"]["data_root"]  # the images' digest is what counts

@@ -94,6 +94,7 @@ def resolve(
     methods: str | None = None,
     trials: int | None = None,
     minutes: float | None = None,
+    replicates: int | None = None,
     seed: int | None = None,
     name: str | None = None,
     sets: Sequence[str] = (),
@@ -117,6 +118,8 @@ def resolve(
         table["budget"] |= without_trials({"trials": trials}) | {"minutes": None}
     if minutes is not None:
         table["budget"]["minutes"] = minutes
+    if replicates is not None:
+        table["budget"]["replicates"] = replicates
     if seed is not None:
         table["seed"] = seed
     overlay = study.presets.get(table["preset"], Overlay())

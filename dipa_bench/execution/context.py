@@ -85,9 +85,9 @@ class StudyContext:
         return {name: shifts.shifted(self.task, it) for name, it in self.study.shifts.items()}
 
     def seed(self, *parts: Any) -> int:
-        """A seed of this study and of this one of its repeats."""
-        repeat = ("repeat", self.study.repeat) if self.study.repeat else ()
-        return digests.seed(self.study.seed, *parts, *repeat)
+        """A seed of this study and of this one of its replicates."""
+        replicate = ("replicate", self.study.replicate) if self.study.replicate else ()
+        return digests.seed(self.study.seed, *parts, *replicate)
 
     @property
     def saved(self) -> float:

@@ -75,7 +75,7 @@ def perform(
     def progress(found: Progress) -> None:
         job_callback.epoch(job, found)
 
-    if job.kind == "seed":
+    if job.kind != "trial":
         images = context.task.images.test(job.reason)
         (record,), (place,) = job.records, job.places
         return (run_seed(context, entry, record, place, images, progress),)

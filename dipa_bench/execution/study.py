@@ -48,7 +48,7 @@ class Request:
     seed: int | None = None
     name: str | None = None
     sets: Sequence[str] = ()
-    repeats: int = 1
+    replicates: int | None = None
     workers: str | int | None = None
     cluster: str | None = None
     storage: str | None = None
@@ -133,13 +133,13 @@ class Study:
             shifted(self.task, shift)
 
     def run(self, callback: StudyCallback) -> list[Outcome]:
-        """Runs every entry; again with other draws for each further repeat.
+        """Runs every entry; again with other draws and seeds for each further replicate.
 
         Args:
             callback: hears of everything.
 
         Returns:
-            One outcome for each repeat, up to the first of which nothing finished.
+            One outcome for each replicate, up to the first of which nothing finished.
 
         Raises:
             StudyStopped: Ctrl-C; the same request continues the study.
@@ -148,7 +148,7 @@ class Study:
         """
         ended: list[Outcome] = []
         try:
-            for one in repeated(self.resolved, self.request.repeats):
+            for one in replicated(self.resolved):
                 ended.append(self._run(one, callback))
                 if not ended[-1].measured:
                     break
@@ -200,12 +200,11 @@ class Study:
         return words + shared
 
 
-def repeated(study: StudyFile, count: int) -> list[StudyFile]:
-    """The study and further searches of it, each a study of its own, with other draws and seeds."""
-    if count < 1:
-        raise UserError(f"repeats = {count}: give 1 or more")
+def replicated(study: StudyFile) -> list[StudyFile]:
+    """The replicates of a study, each a study of its own with its own draws and seeds."""
+    count = study.budget.replicates
     others = [
-        study.model_copy(update={"repeat": number, "name": f"{study.name}-repeat{number}"})
+        study.model_copy(update={"replicate": number, "name": f"{study.name}-replicate{number}"})
         for number in range(1, count)
     ]
     for one in others:
@@ -231,6 +230,7 @@ def _resolve(request: Request, where: torch.device) -> StudyFile:
         methods=_named(request.methods),
         trials=request.trials,
         minutes=request.minutes,
+        replicates=request.replicates,
         seed=request.seed,
         name=request.name,
         sets=request.sets,

@@ -1,4 +1,4 @@
-"""Trials and seeds: runs of an entry with given parameters, one by one or as a race."""
+"""Runs of an entry with given parameters: trials, one by one or as a race, and tests."""
 
 from __future__ import annotations
 

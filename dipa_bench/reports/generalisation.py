@@ -13,11 +13,14 @@ import pandas as pd
 
 from dipa_bench import names, statistics
 from dipa_bench.errors import UserError, unknown
-from dipa_bench.reports.rendering import FORMATS, inert, plain, short, spread, text_console
+from dipa_bench.reports.columns import spread
+from dipa_bench.reports.rendering import VALUES, text_console
+from dipa_bench.reports.text import inert, plain, short
 from dipa_bench.tracking.results import TaskResults
 
 """The setting that methods were trained at."""
 
+SHOWN = ("table", "markdown", *VALUES)
 NEEDED = ("study", "method", "setting", "seed", "image", "subject", "psnr", "ssim")
 COLUMNS = (
     *("study", "method", "setting"),
@@ -122,10 +125,10 @@ def render(table: pd.DataFrame, format: str = "table") -> str:
     Raises:
         UserError: an unknown format.
     """
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
-    if format in ("csv", "json"):
-        return FORMATS[format](table)
+    if format not in SHOWN:
+        raise unknown("format", format, SHOWN)
+    if format in VALUES:
+        return VALUES[format](table)
     if table.empty:
         return "nothing was tested at a shifted setting\n"
     return (_markdown if format == "markdown" else _table)(table)

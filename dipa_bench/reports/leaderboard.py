@@ -1,4 +1,4 @@
-"""The leaderboard: one row per study and method, and a verdict in one line."""
+"""The leaderboard: one row per study and method, over the study's replicates."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any
 import pandas as pd
 
 from dipa_bench import statistics
-from dipa_bench.errors import unknown
-from dipa_bench.reports.rendering import short
+from dipa_bench.errors import UserError, unknown
+from dipa_bench.reports import comparison
 from dipa_bench.tracking.results import TaskResults
 
 PROTOCOLS = ("tuned", "published")
 COLUMNS = (
     *("task", "study", "method", "title"),
-    *("psnr", "psnr_low", "psnr_high", "psnr_seed_std"),
+    *("rank", "psnr", "psnr_low", "psnr_high", "psnr_replicate_std", "published", "tuning_gain"),
     *("ssim", "ssim_low", "ssim_high"),
-    *("reference", "difference", "difference_low", "difference_high", "p_value"),
-    *("images", "subjects", "unpaired_images"),
+    *("reference", "difference", "difference_low", "difference_high", "verdict", "advice"),
+    *("p_value", "p_holm", "p_wilcoxon", "p_equivalence", "margin"),
+    *("ssim_difference", "ssim_difference_low", "ssim_difference_high"),
+    *("images", "subjects", "replicates", "disagree", "unpaired_images"),
     *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters"),
     *("trials", "seeds", "fit_seconds", "search_seconds"),
     *("protocol", "preset", "operator", "rule", "learned", "start", "state", "reason", "caveat"),
+    "setting",
 )
-NEGLIGIBLE = 0.1
-"""Seconds; a fitting time below this is no denominator."""
-
+LEAST = 3  # degrees of freedom from which rows of one kind, trained or not, speak for themselves
 REFERENCE = "identity"
 Row = dict[Hashable, Any]
 
@@ -36,71 +37,185 @@ def leaderboard(
     reference: str | None = None,
     protocol: str | None = None,
     study: str | None = None,
+    margin: float = comparison.MARGIN,
 ) -> pd.DataFrame:
     """One row per study and method, best mean test PSNR first, unfinished methods last.
 
     Args:
         results: what was measured.
-        reference: the method of the *same* study that each row is paired with, image by image;
-            where a study has no finished method of this name, the difference columns are NaN. By
-            default what the study itself names, else ``identity``.
+        reference: the method of the *same* study that each row is paired with, image by image and
+            replicate by replicate; where a study has no finished method of this name, the
+            difference columns are NaN. By default what the study itself names, else ``identity``.
         protocol: keep only ``"tuned"`` or ``"published"`` rows.
-        study: keep only this study.
+        study: keep only this study, with its replicates.
+        margin: dB; a difference within it does not matter.
 
     Returns:
-        A frame with the columns `COLUMNS`: psnr and differences in dB with the ends of their 95%
-        intervals (see `dipa_bench.statistics`), psnr_seed_std the standard deviation of
-        the mean PSNR over seeds in dB, seconds and calls for one image, fit_seconds the mean over
-        seeds. Methods that are not finished have no scores.
+        A frame with the columns `COLUMNS`. Scores are means over replicates; psnr and differences
+        are in dB with the ends of their 95% intervals over subjects, searches and fits.
+        psnr_replicate_std is the standard deviation of the mean PSNR over replicates in dB;
+        published the test PSNR of the method's published settings (run once, in the first
+        replicate), tuning_gain what tuning added to it; verdict one word (see
+        `dipa_bench.reports.comparison`); rank the place among the study's rows by PSNR in
+        hundredths of a dB, which rows alike share. Seconds and calls are those of one image,
+        fit_seconds the mean over fits, trials and search_seconds sums over replicates. Methods
+        that are not finished have no scores.
 
     Raises:
-        UserError: no such study or protocol, or no study with a method named like the reference.
+        UserError: no such study or protocol, no study with a method named like the reference, or a
+            margin that is not positive.
     """
     methods = results.methods
+    if not margin > 0:
+        raise UserError(f"margin = {margin}: give a difference in dB above 0, such as 0.1")
     if reference is not None and not methods.empty and reference not in set(methods["method"]):
         raise unknown("reference", reference, set(methods["method"]))
     if protocol is not None and protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
-    studies = set() if methods.empty else set(methods["study"])
-    if study is not None and study not in studies:
-        raise unknown("study", study, studies)
-    rows = [
-        _row(results, record, reference or record.get("reference") or REFERENCE)
-        for record in methods.to_dict("records")
-        if protocol in (None, record["protocol"]) and study in (None, record["study"])
-    ]
+    bases = base_studies(methods)
+    if study is not None and study not in set(bases):
+        raise unknown("study", study, set(bases))
+    rows = []
+    for base, own in () if methods.empty else methods.groupby(bases, sort=True):
+        if study in (None, base):
+            kept = own if protocol is None else own[own["protocol"] == protocol]
+            rows += _study_rows(results, str(base), kept, reference, margin)
     rows.sort(key=_order)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def base_studies(methods: pd.DataFrame) -> pd.Series:
+    """For each row of ``results.methods`` the study that it is shown under.
+
+    A replicate is shown under the study that it replicates, where that is there.
+    """
+    if methods.empty:
+        return pd.Series(dtype=object)
+    there = methods["replicate_of"].isin(methods["study"])
+    return methods["replicate_of"].where(there, methods["study"])
+
+
 def image_rows(results: TaskResults, study: str, method: str) -> pd.DataFrame:
-    """The rows of ``results.images`` of one finished method; none if it did not finish."""
+    """The rows of ``results.images`` of one method, of the replicates in which it finished.
+
+    Args:
+        results: what was measured.
+        study: its name, for all of its replicates; or of one replicate, for that alone.
+        method: the row.
+
+    Returns:
+        The rows with a column more, the number of the replicate.
+    """
     images, methods = results.images, results.methods
     if images.empty or methods.empty:
-        return images.iloc[:0]
-    row = (methods["study"] == study) & (methods["method"] == method)
-    if not (methods.loc[row, "state"] == "finished").any():
-        return images.iloc[:0]
-    return images[(images["study"] == study) & (images["method"] == method)]
+        return images.iloc[:0].assign(replicate=0)
+    own = (base_studies(methods) == study) | (methods["study"] == study)
+    own &= (methods["method"] == method) & (methods["state"] == "finished")
+    number = methods[own].set_index("study")["replicate"]
+    chosen = images["study"].isin(number.index) & (images["method"] == method)
+    return images[chosen].assign(replicate=images.loc[chosen, "study"].map(number))
 
 
-def _row(results: TaskResults, record: Row, reference: str) -> Row:
-    """A leaderboard row from a row of ``results.methods``."""
-    ours = image_rows(results, record["study"], record["method"])
-    psnr = statistics.mean_interval(ours, "psnr")
-    ssim = statistics.mean_interval(ours, "ssim")
-    paired = statistics.paired_difference(ours, image_rows(results, record["study"], reference))
-    row = {name: record[name] for name in COLUMNS if name in record}
-    row |= {"task": results.task, "psnr_seed_std": statistics.seed_spread(ours)}
-    row |= {"psnr": psnr.mean, "psnr_low": psnr.low, "psnr_high": psnr.high}
-    row |= {"ssim": ssim.mean, "ssim_low": ssim.low, "ssim_high": ssim.high}
-    row |= {"reference": reference, "difference": paired.mean, "p_value": paired.p_value}
-    row |= {"difference_low": paired.low, "difference_high": paired.high}
-    row |= {"images": psnr.images, "subjects": psnr.subjects}
-    row |= {"unpaired_images": paired.unpaired if paired.images else 0}
-    if record["state"] == "finished" and math.isnan(psnr.mean):
-        row["reason"] = _why_unscored(ours)
+def _study_rows(
+    results: TaskResults, study: str, methods: pd.DataFrame, reference: str | None, margin: float
+) -> list[Row]:
+    """The rows of one study, each over its replicates."""
+    groups = {str(name): own.to_dict("records") for name, own in methods.groupby("method")}
+    merged = {name: _merged(study, records) for name, records in groups.items()}
+    scores = {name: image_rows(results, study, name) for name in merged}
+    for row in merged.values():
+        row |= {"task": results.task, "margin": margin}
+        row["reference"] = reference or row.get("reference") or REFERENCE
+    for needed in {row["reference"] for row in merged.values()} - scores.keys():
+        scores[needed] = image_rows(results, study, needed)
+    grids = {name: comparison.by_replicate(rows) for name, rows in scores.items()}
+    versus = {
+        name: comparison.differences(grids[name], grids[row["reference"]])
+        for name, row in merged.items()
+    }
+    means = _compared(merged, {name: (grids[name], 0) for name in merged})
+    pairs = _compared(merged, versus)
+    others = {name: one for name, one in pairs.items() if name != merged[name]["reference"]}
+    words = comparison.verdicts(others, margin)
+    for name, row in merged.items():
+        row |= _ends("psnr", means[name]) | _ends("difference", pairs[name])
+        word = words.get(name, comparison.Verdict("reference"))
+        row |= {"verdict": word.word, "advice": word.advice, "p_holm": word.p_holm}
+        row |= {
+            "p_value": pairs[name].p_value if name in others else math.nan,
+            "p_equivalence": pairs[name].p_equivalence(margin) if name in others else math.nan,
+            "p_wilcoxon": pairs[name].wilcoxon,
+            "disagree": pairs[name].disagree or means[name].disagree,
+            "images": means[name].images,
+            "subjects": means[name].subjects,
+            "replicates": grids[name].shape[1],
+            "psnr_replicate_std": math.sqrt(comparison.replicate_variance(grids[name]).value),
+            "unpaired_images": pairs[name].unpaired if pairs[name].images else 0,
+        }
+        row["tuning_gain"] = row["psnr"] - row["published"]
+        row |= _ssim(scores[name], scores[row["reference"]])
+        if row["state"] == "finished" and math.isnan(row["psnr"]):
+            row["reason"] = _why_unscored(scores[name])
+    _rank(list(merged.values()))
+    return list(merged.values())
+
+
+def _merged(study: str, records: list[Row]) -> Row:
+    """A method's row over its replicates: the first that finished, with all their costs."""
+    finished = [record for record in records if record["state"] == "finished"]
+    first = (finished or records)[0]
+    row = {name: first[name] for name in COLUMNS if name in first} | {"study": study}
+    for name in ("trials", "seeds", "search_seconds"):
+        row[name] = sum(record[name] for record in records)
+    for name in ("fit_seconds", "seconds_per_image"):
+        row[name] = sum(record[name] for record in finished or records) / len(finished or records)
+    if finished and len(finished) < len(records):
+        bad = next(record for record in records if record["state"] != "finished")
+        count = f"{len(records) - len(finished)} of {len(records)} replicates"
+        row["reason"] = f"{count} {bad['state']}: {bad['reason']}"
     return row
+
+
+def _compared(
+    rows: dict[str, Row], found: dict[str, tuple[pd.DataFrame, int]]
+) -> dict[str, comparison.Comparison]:
+    """Means with their errors; rows of one kind share what is known of replicates."""
+    variances: dict[bool, list[comparison.Variance]] = {True: [], False: []}
+    for name, (scores, _) in found.items():
+        if scores.to_numpy().any() and name != rows[name]["reference"]:
+            variances[bool(rows[name]["learned"])].append(comparison.replicate_variance(scores))
+    shared = {kind: comparison.pooled(several) for kind, several in variances.items()}
+    every = comparison.pooled([one for several in variances.values() for one in several])
+    for kind, one in shared.items():
+        if one.freedom < LEAST:
+            shared[kind] = every
+    return {
+        name: comparison.compare(scores, shared[bool(rows[name]["learned"])], unpaired)
+        for name, (scores, unpaired) in found.items()
+    }
+
+
+def _ssim(ours: pd.DataFrame, theirs: pd.DataFrame) -> Row:
+    """SSIM and its paired difference, with their own error alone."""
+    grid, other = (comparison.by_replicate(rows, "ssim") for rows in (ours, theirs))
+    pair, _ = comparison.differences(grid, other, "ssim")
+    return _ends("ssim", comparison.compare(grid)) | _ends(
+        "ssim_difference", comparison.compare(pair)
+    )
+
+
+def _ends(name: str, found: comparison.Comparison) -> Row:
+    """A mean and the ends of its interval as columns."""
+    low, high = found.interval()
+    return {name: found.mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _rank(rows: list[Row]) -> None:
+    """Places by PSNR in hundredths of a dB; rows alike share one."""
+    scored = {id(row): round(row["psnr"], 2) for row in rows if not math.isnan(row["psnr"])}
+    for row in rows:
+        own = scored.get(id(row))
+        row["rank"] = None if own is None else 1 + sum(one > own for one in scored.values())
 
 
 def _why_unscored(images: pd.DataFrame) -> str:
@@ -116,75 +231,3 @@ def _order(row: Row) -> tuple[bool, bool, float, str, str]:
     missing = math.isnan(row["psnr"])
     score = 0.0 if missing else -row["psnr"]
     return row["state"] != "finished", missing, score, str(row["study"]), str(row["method"])
-
-
-# ---------------------------------------------------------------------------------- the verdict
-
-
-def verdict(board: pd.DataFrame, results: TaskResults) -> str:
-    """What training bought: best learned method against the best one without training.
-
-    "Best" is by mean test PSNR among the finished rows of the board, and the difference is paired
-    per image and clustered by subject; it carries no correction for the choice of the best. Cost is
-    ``fit_seconds``: one fit of the winner, without its search.
-
-    Returns:
-        One line, or one line per study if the board holds several.
-    """
-    studies = sorted(set(board["study"]))
-    if not studies:
-        return "no verdict: the leaderboard is empty"
-    lines = [_study_verdict(board[board["study"] == study], results) for study in studies]
-    if len(studies) == 1:
-        return lines[0]
-    return "\n".join(f"{short(study)}: {line}" for study, line in zip(studies, lines, strict=True))
-
-
-def _study_verdict(board: pd.DataFrame, results: TaskResults) -> str:
-    """The verdict line of one study."""
-    ranked = board[(board["state"] == "finished") & board["psnr"].notna()]
-    is_learned = ranked["learned"].astype(bool)
-    learned, untrained = ranked[is_learned], ranked[~is_learned]
-    if learned.empty and untrained.empty:
-        return "no verdict: no method has finished"
-    if learned.empty:
-        return f"no verdict: no learned method finished; best untrained: {_named(untrained)}"
-    if untrained.empty:
-        return f"no verdict: no method without training finished; best learned: {_named(learned)}"
-    ours, theirs = learned.iloc[0], untrained.iloc[0]
-    paired = statistics.paired_difference(
-        image_rows(results, ours["study"], ours["method"]),
-        image_rows(results, theirs["study"], theirs["method"]),
-    )
-    lmmse = "; its LMMSE start was fitted on training images" if theirs["start"] == "lmmse" else ""
-    return (
-        f"best learned method ({short(ours['method'])}) minus the best method without training "
-        f"({short(theirs['method'])}{lmmse}) = {_gain(paired)}, "
-        f"{_cost(float(ours['fit_seconds']), float(theirs['fit_seconds']))}"
-    )
-
-
-def _named(rows: pd.DataFrame) -> str:
-    """The first row's method and PSNR in words."""
-    return f"{short(rows.iloc[0]['method'])} at {rows.iloc[0]['psnr']:.2f} dB"
-
-
-def _gain(paired: statistics.Difference) -> str:
-    """A paired difference in words, in dB."""
-    if paired.images == 0:
-        return "unknown (no image in common)"
-    note = f" on {paired.images} common images" if paired.unpaired else ""
-    if math.isnan(paired.low):
-        return f"{paired.mean:+.2f} dB [no interval from one subject]{note}"
-    return f"{paired.mean:+.2f} dB [{paired.low:+.2f}, {paired.high:+.2f}]{note}"
-
-
-def _cost(ours: float, theirs: float) -> str:
-    """How the fitting costs, both in seconds, compare."""
-    if not (math.isfinite(ours) and math.isfinite(theirs)):
-        return "fitting cost unknown"
-    if theirs < NEGLIGIBLE:
-        return f"fitted in {ours:.3g} s against {theirs:.2g} s"
-    ratio = ours / theirs
-    times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
-    return f"at {times} times its fitting cost"

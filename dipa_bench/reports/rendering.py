@@ -1,50 +1,54 @@
-"""The print-outs of a leaderboard: as a table for a terminal, Markdown, CSV or JSON."""
+"""The print-outs of a leaderboard: for a terminal, Markdown, LaTeX, HTML, CSV or JSON."""
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from dipa_bench.errors import unknown
+from dipa_bench.reports.columns import Column, chosen, interval_text, number_text, p_text, shown
+from dipa_bench.reports.conclusions import conclusions
+from dipa_bench.reports.text import inert, plain, short, tex
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dipa_bench.reports.across import Pair
     from dipa_bench.reports.grid import Grid
 
-_CAPTION = "± is half the width of the 95% interval over test subjects; p of the paired difference"
+EXTREMES = 5  # images shown of a pair, on either side
+CAPTION = (
+    "± is half the width of the 95% interval over test subjects, searches and fits; p is corrected "
+    "for the rows (Holm)"
+)
 
 
-def render(board: pd.DataFrame, format: str = "table") -> str:
+def render(board: pd.DataFrame, format: str = "table", columns: Sequence[str] | None = None) -> str:
     """The board as text.
 
     Args:
         board: from `dipa_bench.reports.leaderboard.leaderboard`.
-        format: ``"table"`` for a terminal of 100 columns, ``"markdown"`` (the same columns),
-            ``"csv"`` or ``"json"`` (every column; what is not finite is empty or null).
+        format: ``"table"`` for a terminal of 100 columns, ``"markdown"``, ``"latex"`` (booktabs) or
+            ``"html"``: the columns asked for; ``"csv"`` or ``"json"``: values, by default of every
+            column (what is not finite is empty or null).
+        columns: names of columns of the board; by default `dipa_bench.reports.columns.SHOWN`.
 
     Raises:
-        UserError: an unknown format.
+        UserError: an unknown format or column.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    return FORMATS[format](board)
-
-
-def plain(text: object) -> str:
-    """Text on one line without control characters, which could steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
-
-
-def short(text: object, length: int = 60) -> str:
-    """Text on one line, cut to `length` characters with an ellipsis."""
-    line = plain(text)
-    return line if len(line) <= length else line[: length - 1] + "…"
+    if format in VALUES:
+        wanted = list(board.columns if columns is None else chosen(board, columns))
+        return VALUES[format](board[wanted])
+    return LAYOUTS[format](board, chosen(board, columns))
 
 
 def _json(board: pd.DataFrame) -> str:
@@ -65,51 +69,6 @@ def _csv(board: pd.DataFrame) -> str:
     return board.to_csv(index=False, lineterminator="\n")
 
 
-def _cells(row: pd.Series) -> list[str]:
-    """What a table shows of a row: one text per column of `_headings`."""
-    return [
-        short(row["method"]),
-        spread(row, "psnr", ".2f"),
-        spread(row, "ssim", ".3f"),
-        "reference" if row["method"] == row["reference"] else spread(row, "difference", "+.2f"),
-        p_text(row["p_value"]),
-        _number(row["seconds_per_image"], ".2g"),
-        _number(row["parameters"], ",.0f"),
-        _number(row["trials"], ".0f"),
-        plain(row["protocol"]),
-    ]
-
-
-def _headings(board: pd.DataFrame) -> list[str]:
-    versus = short(board["reference"].iloc[0], 12) if len(board) else "reference"
-    return [
-        *("method", "PSNR [dB]", "SSIM", f"vs {versus} [dB]", "p"),
-        *("s/image", "params", "trials", "protocol"),
-    ]
-
-
-def spread(row: pd.Series, name: str, spec: str) -> str:
-    """``mean ± half the interval``, or the mean alone if there is no interval."""
-    return interval_text(row[name], row[f"{name}_low"], row[f"{name}_high"], spec)
-
-
-def interval_text(mean: float, low: float, high: float, spec: str) -> str:
-    """``mean ± half the interval``, or the mean alone if there is no interval."""
-    half = (high - low) / 2
-    text = _number(mean, spec)
-    return text if math.isnan(half) else f"{text} ± {_number(half, spec.lstrip('+'))}"
-
-
-def _number(value: Any, spec: str) -> str:
-    """A formatted number, or a dash if it is missing."""
-    return "-" if value is None or pd.isna(value) else format(float(value), spec)
-
-
-def p_text(value: float) -> str:
-    """A p-value as text; a dash if there is none."""
-    return "<0.001" if value < 0.001 else _number(value, ".2g")
-
-
 def _studies(board: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[str]]]:
     """Per study: a heading, its ranked rows, and a line for each that is not ranked."""
     parts = []
@@ -117,7 +76,7 @@ def _studies(board: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[str]]]:
         rows = board[board["study"] == study]
         ranked = rows["psnr"].notna()
         heading = f"task {plain(rows['task'].iloc[0])}, study {short(study)}"
-        notes = [f"images: {text}" for text in caveats(rows)]
+        notes = settings(rows) + [f"images: {text}" for text in caveats(rows)] + conclusions(rows)
         notes += [
             f"not ranked: {short(row['method'])} ({row['state']})"
             + ("" if pd.isna(row["reason"]) else f": {short(row['reason'], 300)}")
@@ -127,25 +86,36 @@ def _studies(board: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[str]]]:
     return parts
 
 
+def settings(rows: pd.DataFrame) -> list[str]:
+    """What a study's numbers hold for; one line, or several where rows differ in it."""
+    told = dict.fromkeys(plain(text) for text in rows["setting"].dropna() if text)
+    if not told:
+        return []
+    counts = f"{int(rows['images'].max())} test images of {int(rows['subjects'].max())} subjects"
+    runs = f"{int(rows['replicates'].max())} replicates"
+    return [f"{counts}, {runs}; {text}" for text in told]
+
+
 def caveats(rows: pd.DataFrame) -> list[str]:
     """What to know of the images of a study's rows, each said once."""
     return sorted({short(text, 300) for text in rows["caveat"].dropna()})
 
 
-def _table(board: pd.DataFrame) -> str:
+def _table(board: pd.DataFrame, columns: dict[str, Column]) -> str:
     from rich.table import Table
     from rich.text import Text
 
     console = text_console()
     for heading, rows, notes in _studies(board):
         table = Table(title=Text(heading), title_justify="left", box=None, padding=(0, 1, 0, 0))
-        for index, name in enumerate(_headings(board)):
-            side = "left" if index in (0, 8) else "right"
-            table.add_column(Text(name), justify=side, no_wrap=index > 0, overflow="fold")
-        for _, row in rows.iterrows():
-            table.add_row(*(Text(cell) for cell in _cells(row)))
+        texts = shown(rows, columns)
+        for name, (key, column) in zip(texts.columns, columns.items(), strict=True):
+            side = "left" if column.words else "right"
+            table.add_column(Text(name), justify=side, no_wrap=key != "method", overflow="fold")
+        for cells in texts.itertuples(index=False, name=None):
+            table.add_row(*map(Text, cells))
         console.print(table)
-        for line in [_CAPTION, *notes]:
+        for line in [CAPTION, *notes]:
             console.print(Text(line))
         console.print()
     if board.empty:
@@ -165,11 +135,69 @@ def render_grid(grid: Grid, study: str) -> str:
     for rule in grid.gains.columns:
         table.add_column(Text(plain(rule)), justify="right", overflow="fold")
     for operator, row in grid.gains.iterrows():
-        table.add_row(Text(plain(operator)), *(Text(_number(value, "+.2f")) for value in row))
+        table.add_row(Text(plain(operator)), *(Text(number_text(value, "+.2f")) for value in row))
     console.print(table)
     for line in grid.sentences():
         console.print(Text(line))
     return console.file.getvalue().rstrip()
+
+
+def render_frame(frame: pd.DataFrame, format: str) -> str:
+    """A frame of texts whose first column has words; formats as `render`."""
+    if format in VALUES:
+        return VALUES[format](frame)
+    if format == "latex":
+        return frame.map(tex).to_latex(index=False, escape=False)
+    if format == "html":
+        return frame.to_html(index=False, border=0)
+    if format == "markdown":
+        heads = [" | ".join(map(inert, frame.columns)), " | ".join("---" for _ in frame.columns)]
+        rows = [" | ".join(map(inert, cells)) for cells in frame.itertuples(index=False, name=None)]
+        return "\n".join(f"| {line} |" for line in [*heads, *rows])
+    from rich.table import Table
+    from rich.text import Text
+
+    console = text_console()
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for place, name in enumerate(frame.columns):
+        side = "left" if not place else "right"
+        table.add_column(Text(plain(name)), justify=side, overflow="fold")
+    for cells in frame.itertuples(index=False, name=None):
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    console.print(table)
+    return console.file.getvalue().rstrip()
+
+
+def render_pair(pair: Pair) -> str:
+    """Two rows image by image, for a terminal."""
+    found, low_high = pair.found, pair.found.interval()
+    scope = f"{found.images} images of {found.subjects} subjects, {found.replicates} replicates"
+    lines = [
+        f"{short(pair.first)} minus {short(pair.second)}: "
+        f"{interval_text(found.mean, *low_high, '+.2f')} dB, {pair.verdict.word} ({scope})",
+        f"p = {p_text(found.p_value)} (t test), {p_text(found.wilcoxon)} (Wilcoxon, subjects)",
+    ]
+    if pair.verdict.advice:
+        lines.append(f"{pair.verdict.advice} would decide")
+    count = min(EXTREMES, len(pair.images) // 2)
+    for title, rows in (
+        ("images that gain most", pair.images.head(count)),
+        ("images that lose most, or gain least", pair.images.tail(count)[::-1]),
+    ):
+        frame = pd.DataFrame(
+            {
+                "image": rows["image"].map(short),
+                "subject": rows["subject"].map(short),
+                "first [dB]": rows["first"].map("{:.2f}".format),
+                "second [dB]": rows["second"].map("{:.2f}".format),
+                "difference": rows["difference"].map("{:+.2f}".format),
+            }
+        )
+        lines += ["", title, render_frame(frame, "table")]
+    if len(pair.parameters):
+        frame = pair.parameters.map(lambda value: "-" if value is None else short(value))
+        lines += ["", "parameters that differ", render_frame(frame, "table")]
+    return "\n".join(lines) + "\n"
 
 
 def text_console() -> Console:
@@ -179,27 +207,66 @@ def text_console() -> Console:
     return Console(width=100, file=io.StringIO(), color_system=None, legacy_windows=False)
 
 
-def _markdown(board: pd.DataFrame) -> str:
+def _markdown(board: pd.DataFrame, columns: dict[str, Column]) -> str:
     lines: list[str] = []
     for heading, rows, notes in _studies(board):
-        names = _headings(board)
-        lines += [f"### {inert(heading)}", "", "| " + " | ".join(map(inert, names)) + " |"]
-        lines += ["| --- " + "| ---: " * (len(names) - 2) + "| --- |"]
-        for _, row in rows.iterrows():
-            lines.append("| " + " | ".join(map(inert, _cells(row))) + " |")
-        lines += ["", _CAPTION, "", *(f"- {inert(note)}" for note in notes), ""]
+        texts = shown(rows, columns)
+        lines += [f"### {inert(heading)}", "", "| " + " | ".join(map(inert, texts.columns)) + " |"]
+        sides = ["---" if column.words else "---:" for column in columns.values()]
+        lines += ["| " + " | ".join(sides) + " |"]
+        for cells in texts.itertuples(index=False, name=None):
+            lines.append("| " + " | ".join(map(inert, cells)) + " |")
+        lines += ["", CAPTION, "", *(f"- {inert(note)}" for note in notes), ""]
     return "\n".join(lines or ["the leaderboard is empty"]).rstrip() + "\n"
 
 
-def inert(text: str) -> str:
-    """Text that Markdown shows as it is: no cells, emphasis, links or HTML."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#&~$" else c for c in text)
+def _latex(board: pd.DataFrame, columns: dict[str, Column]) -> str:
+    """A booktabs table for each study; the best and what ties with it in bold."""
+    parts = ["% needs \\usepackage{booktabs}"]
+    for heading, rows, notes in _studies(board):
+        texts = shown(rows, columns).map(tex)
+        texts.columns = [tex(name) for name in texts.columns]
+        for place in np.flatnonzero(rows["rank"] == 1):
+            texts.iloc[place] = [
+                f"\\textbf{{{cell}}}" if cell else "" for cell in texts.iloc[place]
+            ]
+        sides = "".join("l" if column.words else "r" for column in columns.values())
+        caption = ". ".join(tex(text) for text in [heading, *settings(rows), CAPTION]) + "."
+        lines = [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{caption}}}",
+            f"\\begin{{tabular}}{{{sides}}}",
+            "\\toprule",
+            " & ".join(texts.columns) + r" \\",
+            "\\midrule",
+            *(" & ".join(cells) + r" \\" for cells in texts.itertuples(index=False, name=None)),
+            "\\bottomrule",
+            "\\end{tabular}",
+            "\\end{table}",
+        ]
+        parts += ["", *lines, *(f"% {plain(note)}" for note in notes)]
+    return "\n".join(parts) + "\n"
 
 
-FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {
+def _html(board: pd.DataFrame, columns: dict[str, Column]) -> str:
+    parts = ['<!doctype html><meta charset="utf-8"><title>dipa-bench</title>']
+    for heading, rows, notes in _studies(board):
+        texts = shown(rows, columns)
+        parts += [f"<h2>{html.escape(heading)}</h2>", texts.to_html(index=False, border=0)]
+        parts += [f"<p>{html.escape(line)}</p>" for line in [CAPTION, *notes]]
+    return "\n".join(parts) + "\n"
+
+
+VALUES: dict[str, Callable[[pd.DataFrame], str]] = {"csv": _csv, "json": _json}
+"""Formats that hold values."""
+
+LAYOUTS: dict[str, Callable[[pd.DataFrame, dict[str, Column]], str]] = {
     "table": _table,
-    "csv": _csv,
     "markdown": _markdown,
-    "json": _json,
+    "latex": _latex,
+    "html": _html,
 }
-"""How each format is written."""
+"""Formats that hold texts, study by study, with what is to be said of each."""
+
+FORMATS = (*LAYOUTS, *VALUES)

@@ -1,7 +1,7 @@
 """Better, or only better tuned? Best validation PSNR against budget spent, over repeated searches.
 
-A search is one row of one study. Repeats of a study (``dipa-bench study --repeats S``) search every
-row again with other draws and other seeds of the fits, on the same images:
+A search is one row of one study. Replicates of a study (``dipa-bench study --replicates S``) search
+every row again with other draws and other seeds of the fits, on the same images:
 
 1. after every trial a search has spent so many trials and seconds (`spent`) and found a best
    validation PSNR, that of its best finished trial. Pruned, diverged and failed trials are paid for
@@ -31,10 +31,10 @@ from dipa_bench.tracking.results import TaskResults
 
 Unit = Literal["trials", "seconds"]
 UNITS = ("trials", "seconds")
-BEST_SO_FAR = ("study", "repeat_of", "repeat", "method", "trials", "seconds", "best")
-CURVES = ("study", "method", "budget", "mean", "low", "high", "repeats")
+BEST_SO_FAR = ("study", "replicate_of", "replicate", "method", "trials", "seconds", "best")
+CURVES = ("study", "method", "budget", "mean", "low", "high", "replicates")
 VERDICT = (
-    *("study", "method", "repeats", "trials", "seconds", "best", "best_low", "best_high"),
+    *("study", "method", "replicates", "trials", "seconds", "best", "best_low", "best_high"),
     *("reference", "gain", "gain_low", "gain_high", "near_trials", "near_seconds", "running"),
     *("test_repeats", "test", "test_low", "test_high", "images_low", "images_high"),
     *("test_gain", "test_gain_low", "test_gain_high", "images_gain_low", "images_gain_high"),
@@ -84,7 +84,7 @@ class Search:
 class Outcome:
     """Where the searches of one row stand once its budget is spent.
 
-    Figures are arrays with a number for each of the repeats asked for, by default all.
+    Figures are arrays with a number for each of the replicates asked for, by default all.
 
     Attributes:
         searches: by repeat; none is empty.
@@ -96,30 +96,30 @@ class Outcome:
     trials: int
 
     def common(self, other: Outcome) -> list[int]:
-        """The repeats that both rows have."""
+        """The replicates that both rows have."""
         return sorted(self.searches.keys() & other.searches.keys())
 
-    def spent(self, unit: Unit, repeats: Iterable[int] | None = None) -> np.ndarray:
+    def spent(self, unit: Unit, replicates: Iterable[int] | None = None) -> np.ndarray:
         """The budget that each search spent."""
-        ends = [one.spent(unit)[: self.trials][-1] for one in self._chosen(repeats)]
+        ends = [one.spent(unit)[: self.trials][-1] for one in self._chosen(replicates)]
         return np.array(ends, dtype=float)
 
-    def best(self, repeats: Iterable[int] | None = None) -> np.ndarray:
+    def best(self, replicates: Iterable[int] | None = None) -> np.ndarray:
         """The best PSNR [dB] that each search found."""
-        ends = [one.best[: self.trials][-1] for one in self._chosen(repeats)]
+        ends = [one.best[: self.trials][-1] for one in self._chosen(replicates)]
         return np.array(ends, dtype=float)
 
     def near(self, unit: Unit) -> np.ndarray:
         """The budget by which each search was within `NEAR` of its own end."""
         return np.array([self._near(one, unit) for one in self._chosen(None)], dtype=float)
 
-    def at(self, budgets: np.ndarray, unit: Unit, repeats: Iterable[int]) -> np.ndarray:
+    def at(self, budgets: np.ndarray, unit: Unit, replicates: Iterable[int]) -> np.ndarray:
         """The best PSNR [dB] that each search had found at a budget of its own."""
-        pairs = zip(self._chosen(repeats), budgets, strict=True)
+        pairs = zip(self._chosen(replicates), budgets, strict=True)
         return np.array([one.at(budget, unit) for one, budget in pairs], dtype=float)
 
-    def _chosen(self, repeats: Iterable[int] | None) -> list[Search]:
-        return [self.searches[k] for k in (self.searches if repeats is None else repeats)]
+    def _chosen(self, replicates: Iterable[int] | None) -> list[Search]:
+        return [self.searches[k] for k in (self.searches if replicates is None else replicates)]
 
     def _near(self, one: Search, unit: Unit) -> float:
         best = one.best[: self.trials]
@@ -150,13 +150,13 @@ def best_so_far(results: TaskResults) -> pd.DataFrame:
     """What every search had spent and found after each of its trials.
 
     Returns:
-        A frame with the columns `BEST_SO_FAR`: repeat_of the study that is repeated, repeat the
-        number of the search, trials and seconds spent, best in dB (NaN before a trial finished).
+        A frame with the columns `BEST_SO_FAR`: replicate_of the study that is repeated, replicate
+        the number of the search, trials and seconds spent, best in dB (NaN before one finished).
     """
     names = ["study", "method"]
     if results.trials.empty:
         return pd.DataFrame(columns=list(BEST_SO_FAR))
-    trials = results.trials.merge(results.methods[[*names, "repeat", "repeat_of"]], on=names)
+    trials = results.trials.merge(results.methods[[*names, "replicate", "replicate_of"]], on=names)
     seconds = spent(trials)
     trials = trials.loc[seconds.index].assign(seconds=seconds)
     value = trials["value"].astype(float)
@@ -178,7 +178,7 @@ def curves(results: TaskResults, unit: Unit = "trials") -> pd.DataFrame:
     Returns:
         A frame with the columns `CURVES`, a row for each budget at which any search of the method
         ended a trial: study the one that is repeated, mean over the searches and the ends of its
-        95% t interval in dB (NaN from one search), repeats their number.
+        95% t interval in dB (NaN from one search), replicates their number.
 
     Raises:
         UserError: an unknown unit.
@@ -188,7 +188,7 @@ def curves(results: TaskResults, unit: Unit = "trials") -> pd.DataFrame:
         searches = list(row.searches.values())
         grid = np.unique(np.concatenate([one.spent(unit) for one in searches]))
         mean, low, high = interval(np.stack([one.at(grid, unit) for one in searches]))
-        keys = {"study": study, "method": method, "repeats": len(searches)}
+        keys = {"study": study, "method": method, "replicates": len(searches)}
         table = pd.DataFrame({"budget": grid, "mean": mean, "low": low, "high": high} | keys)
         rows.append(table[table["mean"].notna()][list(CURVES)])
     filled = [table for table in rows if len(table)]
@@ -231,7 +231,7 @@ def verdict(results: TaskResults, reference: str | None = None) -> pd.DataFrame:
 
     Args:
         results: what was measured.
-        reference: the method whose search each is paired with, repeat by repeat; by default what
+        reference: the method whose search each is paired with, replicate by repeat; by default what
             the study itself names, else ``identity``.
 
     Returns:
@@ -306,12 +306,12 @@ def _outcomes(results: TaskResults, unit: str = "trials") -> dict[tuple[str, str
     table = best_so_far(results)
     running = _running(results.methods)
     found: dict[tuple[str, str], dict[int, Search]] = {}
-    for (base, method, repeat, study), rows in table.groupby(
-        ["repeat_of", "method", "repeat", "study"], sort=True
+    for (base, method, replicate, study), rows in table.groupby(
+        ["replicate_of", "method", "replicate", "study"], sort=True
     ):
         seconds, best = rows["seconds"].to_numpy(float), rows["best"].to_numpy(float)
         over = (study, method) not in running
-        found.setdefault((base, method), {})[int(repeat)] = Search(study, seconds, best, over)
+        found.setdefault((base, method), {})[int(replicate)] = Search(study, seconds, best, over)
     return {key: Outcome(searches, _budget(searches)) for key, searches in found.items()}
 
 
@@ -328,7 +328,7 @@ def _budget(searches: Mapping[int, Search]) -> int:
 
 def _reference(results: TaskResults, study: str) -> str:
     """The row that a study compares with."""
-    rows = results.methods[results.methods["repeat_of"] == study]
+    rows = results.methods[results.methods["replicate_of"] == study]
     named = rows["reference"].dropna() if "reference" in rows else ()
     return named.iloc[0] if len(named) else REFERENCE
 
@@ -344,7 +344,7 @@ def _verdict_row(
     common = [] if theirs is None else ours.common(theirs)
     gains = ours.best(common) - theirs.best(common) if common else np.empty(0)
     row = {"study": study, "method": method, "reference": reference}
-    row |= {"repeats": len(ours.searches), "trials": ours.trials}
+    row |= {"replicates": len(ours.searches), "trials": ours.trials}
     row |= {"seconds": ours.spent("seconds").mean()}
     row |= _ends("best", ours.best()) | _ends("gain", gains)
     for unit in UNITS:
@@ -376,16 +376,20 @@ def _test_figures(
 
 
 def _test_scores(results: TaskResults, outcome: Outcome, method: str) -> dict[int, pd.DataFrame]:
-    """Rows of test images of each search whose winner was tested, by repeat."""
-    found = {k: image_rows(results, one.study, method) for k, one in outcome.searches.items()}
+    """Rows of test images of each search whose winner was tested, by replicate."""
+    found = {}
+    for k, one in outcome.searches.items():
+        rows = image_rows(results, one.study, method)
+        if len(rows):  # those of the first have its replicates' with them
+            found[k] = rows[rows["study"] == one.study]
     return {k: rows for k, rows in found.items() if len(rows)}
 
 
-def _means(scores: Mapping[int, pd.DataFrame], repeats: list[int]) -> np.ndarray:
-    means = [statistics.mean_interval(scores[k]).mean for k in repeats]
+def _means(scores: Mapping[int, pd.DataFrame], replicates: list[int]) -> np.ndarray:
+    means = [statistics.mean_interval(scores[k]).mean for k in replicates]
     return np.array(means, dtype=float)
 
 
-def _joined(scores: Mapping[int, pd.DataFrame], repeats: list[int]) -> pd.DataFrame:
+def _joined(scores: Mapping[int, pd.DataFrame], replicates: list[int]) -> pd.DataFrame:
     """The rows of several searches; an image then counts with its mean over them."""
-    return pd.concat([scores[k] for k in repeats]) if repeats else pd.DataFrame()
+    return pd.concat([scores[k] for k in replicates]) if replicates else pd.DataFrame()

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from dipa_bench.errors import unknown
-from dipa_bench.reports.rendering import FORMATS, interval_text, plain, short, text_console
+from dipa_bench.reports.columns import interval_text
+from dipa_bench.reports.rendering import VALUES, text_console
+from dipa_bench.reports.text import plain, short
 from dipa_bench.reports.tuning import NEAR, UNITS, Unit, best_at, curves, reversals, verdict
 from dipa_bench.tracking.results import TaskResults
 
@@ -79,7 +81,7 @@ def render(table: pd.DataFrame, results: TaskResults, format: str = "table") -> 
     """
     if format not in SHOWN:
         raise unknown("format", format, SHOWN)
-    return _table(table, results) if format == "table" else FORMATS[format](table)
+    return _table(table, results) if format == "table" else VALUES[format](table)
 
 
 def sentences(table: pd.DataFrame, results: TaskResults, study: str) -> list[str]:
@@ -92,19 +94,19 @@ def sentences(table: pd.DataFrame, results: TaskResults, study: str) -> list[str
     """
     rows = table[table["study"] == study]
     return [
-        _caption(int(rows["repeats"].max())),
+        _caption(int(rows["replicates"].max())),
         *_lead(rows),
         *(line for unit in UNITS for line in _turned(reversals(results, unit), study, unit)),
         *_unfinished(rows),
     ]
 
 
-def _caption(repeats: int) -> str:
+def _caption(replicates: int) -> str:
     near = f"arrived: within {NEAR:g} dB of its own end; gain: in the same search, on validation"
-    if repeats < 2:
-        return f"{near}; one search each, so no ± (`study --repeats 5` makes more)"
-    wide = ", wide from so few" if repeats < 4 else ""
-    return f"{near}; ± is half the width of the 95% t interval over {repeats} searches{wide}"
+    if replicates < 2:
+        return f"{near}; one search each, so no ± (`study --replicates 5` makes more)"
+    wide = ", wide from so few" if replicates < 4 else ""
+    return f"{near}; ± is half the width of the 95% t interval over {replicates} searches{wide}"
 
 
 def _lead(rows: pd.DataFrame) -> Iterator[str]:
@@ -210,7 +212,7 @@ def _cells(row: pd.Series, shown: list[str], unit: Unit) -> list[str]:
         gain = interval_text(row["gain"], row["gain_low"], row["gain_high"], "+.2f")
     return [
         short(row["method"]),
-        str(row["repeats"]),
+        str(row["replicates"]),
         *("-" if math.isnan(row[name]) else f"{row[name]:.2f}" for name in shown),
         interval_text(row["best"], row["best_low"], row["best_high"], ".2f"),
         "-" if math.isnan(near) else f"{near:.3g}",

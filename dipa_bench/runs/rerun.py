@@ -147,6 +147,7 @@ def name_of(record: RunRecord) -> str:
         "method": "",
         "trial": f"/{trial_folder(Path(), record.number).name}",
         "seed": f"/seed-{record.number}",
+        "published": "/published",
     }
     return f"{record.study}/{record.method}{inside[record.kind]}"
 

@@ -16,7 +16,7 @@ from dipa_bench.tracking.records import RunRecord
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work: a seed, a trial, or trials whose settings run as one batch.
+    """One piece of work: a test, a trial, or trials whose settings run as one batch.
 
     Attributes:
         entry: name of the entry.
@@ -27,11 +27,11 @@ class Job:
         estimate: mean PSNR of the incumbent over all validation images, in dB; measured, or
             estimated like that of the others.
         races: whether trials may leave off once they are significantly worse than the best.
-        reason: why the test images are read, for a seed.
+        reason: why the test images are read; empty for trials.
     """
 
     entry: str
-    kind: Literal["trial", "seed"]
+    kind: Literal["trial", "seed", "published"]
     records: tuple[RunRecord, ...]
     places: tuple[Path, ...]
     incumbent: tuple[float, ...] = ()

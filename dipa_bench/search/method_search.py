@@ -18,6 +18,7 @@ from dipa_bench.search.trials import Trials
 from dipa_bench.search.winner_test import WinnerTest
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
+from dipa_bench.tracking.setting import command
 
 if TYPE_CHECKING:
     from dipa_bench.execution.context import StudyContext
@@ -51,6 +52,8 @@ class MethodSearch:
         self.done: RunRecord | None = None
         self.ours = True
         self._record = context.blank("method", entry)
+        if told := command():
+            self._record.notes["command"] = told
         self._losses: Counter[tuple[str, int]] = Counter()
         self._trials: Trials | None = None
         self._test: WinnerTest | None = None  # None while the search goes on
@@ -90,12 +93,12 @@ class MethodSearch:
     def tell(self, job: Job, ended: tuple[RunRecord, ...]) -> None:
         """Takes the records of a job that was done."""
         for record in ended:
-            if job.kind == "seed":
-                self._test.tell(record)
-            else:
+            if job.kind == "trial":
                 record = self._trials.tell(record)
+            else:
+                self._test.tell(record)
             self._callback.ended(record)
-        if job.kind == "seed" and self._test.over:
+        if job.kind != "trial" and self._test.over:
             self._conclude(*self._test.conclusion())
 
     def tell_lost(self, lost: Lost) -> None:
@@ -109,8 +112,8 @@ class MethodSearch:
                 self._failed(job, record, place, reason)
                 continue
             self._callback.message(f"{job.entry}, {record.name}: {lost.why}; it is run again")
-            if job.kind == "seed":
-                self._test.again(record.number)
+            if job.kind != "trial":
+                self._test.again(record)
                 continue
             self._trials.suspect(record.index)
             stopped = {"state": "interrupted", "reason": f"{lost.why}; it is run again"}

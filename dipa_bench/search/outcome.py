@@ -132,3 +132,14 @@ def summary(
             "notes": seeds[0].notes | record.notes,
         }
     )
+
+
+def with_published(record: RunRecord, published: RunRecord | None) -> RunRecord:
+    """The method's record with what its published settings came to, if they were run."""
+    if published is None:
+        return record
+    if published.state != "finished":
+        notes = record.notes | {"published": f"{published.state}: {published.reason}"}
+        return record.model_copy(update={"notes": notes})
+    figures = {f"published/{name}": published.metrics[f"test/{name}"] for name in ("psnr", "ssim")}
+    return record.model_copy(update={"metrics": record.metrics | figures})

@@ -1,11 +1,11 @@
-"""The test of an entry's winner: refitted with each of the study's seeds, then measured once."""
+"""The runs that measure an entry on test images: its winner's and its published settings'."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dipa_bench import names
+from dipa_bench import names, parameters
 from dipa_bench.config.entry import Entry
 from dipa_bench.search import outcome
 from dipa_bench.search.jobs import Job
@@ -16,9 +16,14 @@ from dipa_bench.tracking.test_reads import log_read
 if TYPE_CHECKING:
     from dipa_bench.execution.context import StudyContext
 
+PUBLISHED = "published"  # the run folder of the published settings
+
 
 class WinnerTest:
-    """The seeds of an entry's winner; those on disk, of the same parameters, are not run again.
+    """Seeds of an entry's winner, and its published settings; those on disk are not run again.
+
+    The published settings were fixed before the search, so they are run once, in a study's first
+    replicate, where the method has some.
 
     Args:
         context: the study's context.
@@ -32,60 +37,86 @@ class WinnerTest:
     ) -> None:
         self._context, self._entry, self._folder = context, entry, folder
         self._record, self._running = record, 0
-        self._seeds: dict[int, RunRecord] = {}
+        self._ended: dict[str, RunRecord] = {}  # by the name of their run folders
+        self._todo: list[RunRecord] = []
         count = context.study.budget.seeds if entry.method.stochastic else 1
-        for number in range(count):
-            self._take(number)
-        self._todo = [number for number in range(count) if number not in self._seeds]
+        winner = {"params": record.params, "fitted_at": record.fitted_at}
+        blanks = [
+            context.blank("seed", entry, number, context.seed("seed", number))
+            for number in range(count)
+        ]
+        blanks = [blank.model_copy(update=winner) for blank in blanks]
+        if (published := self._published()) is not None:
+            blanks.append(published)
+        for blank in blanks:
+            found = self._kept(blank)
+            if found is None:
+                self._todo.append(blank)
+            else:
+                self._ended[_folder(blank)] = found
 
     @property
     def over(self) -> bool:
-        """Whether all seeds have ended."""
+        """Whether all of them have ended."""
         return not self._todo and not self._running
 
     def ask(self) -> Job | None:
-        """The next seed; None where all of them run or have ended."""
+        """The next run; None where all of them run or have ended."""
         if not self._todo:
             return None
-        number, context = self._todo.pop(0), self._context
-        blank = context.blank("seed", self._entry, number, context.seed("seed", number))
-        winner = {"params": self._record.params, "fitted_at": self._record.fitted_at}
-        if number == 0:
+        blank, folder = self._todo.pop(0), self._context.folder
+        if blank.kind == "seed" and blank.number == 0:
             for shown in names.SHOWN:  # of an earlier winner
                 (self._folder / shown).unlink(missing_ok=True)
-        reason = f"{context.study.name} / {self._entry.name}: seed {number} of the winner"
-        log_read(context.folder, reason)
+        what = f"{blank.name} of the winner" if blank.kind == "seed" else blank.name
+        reason = f"{self._context.study.name} / {self._entry.name}: {what}"
+        log_read(folder, reason)
         self._running += 1
-        place = self._folder / f"seed-{number}"
-        blank = blank.model_copy(update=winner)
-        return Job(self._entry.name, "seed", (blank,), (place,), reason=reason)
+        place = self._folder / _folder(blank)
+        return Job(self._entry.name, blank.kind, (blank,), (place,), reason=reason)
 
     def tell(self, record: RunRecord) -> None:
-        """Takes the record of a seed that ended."""
+        """Takes the record of a run that ended."""
         self._running -= 1
-        self._seeds[record.number] = record
+        self._ended[_folder(record)] = record
 
-    def again(self, number: int) -> None:
-        """A seed's worker died: it is run again."""
+    def again(self, record: RunRecord) -> None:
+        """A run's worker died: it is run again."""
         self._running -= 1
-        self._todo.append(number)
+        self._todo.append(record)
 
     def conclusion(self) -> tuple[RunRecord, str, str | None]:
-        """The entry's record with the figures of all seeds, its state, and the reason for that."""
-        seeds = [self._seeds[number] for number in sorted(self._seeds)]
+        """The entry's record with the figures of all of them, its state, and the reason for it."""
+        seeds = [run for _, run in sorted(self._ended.items()) if run.kind == "seed"]
         bad = [seed for seed in seeds if seed.state != "finished"]
         if bad:
             reason = f"seed {bad[0].number} of the winner {bad[0].state}: {bad[0].reason}"
             return self._record, bad[0].state, reason
         shifted = bool(self._context.study.shifts)
-        return outcome.summary(self._folder, self._record, seeds, shifted), "finished", None
+        found = outcome.summary(self._folder, self._record, seeds, shifted)
+        return outcome.with_published(found, self._ended.get(PUBLISHED)), "finished", None
 
-    def _take(self, number: int) -> None:
-        """Takes over a finished record of a seed of the same parameters."""
-        place, winner = self._folder / f"seed-{number}", self._record
+    def _published(self) -> RunRecord | None:
+        """A blank record of the published settings, where they are to be run."""
+        context, entry = self._context, self._entry
+        study, task = context.study, context.task
+        declared = entry.method.published(task)
+        if study.protocol == "published" or study.replicate or not declared:
+            return None
+        params = parameters.active(entry.method.parameters, entry.published(task))
+        blank = context.blank(PUBLISHED, entry, 0, context.seed("seed", 0))
+        return blank.model_copy(update={"params": params})
+
+    def _kept(self, blank: RunRecord) -> RunRecord | None:
+        """The finished record of a run with the same parameters."""
+        place = self._folder / _folder(blank)
         if not (place / records.RECORD).exists():
-            return
+            return None
         found = records.read(place)
-        same = (found.params, found.fitted_at) == (winner.params, winner.fitted_at)
-        if found.state == "finished" and same:
-            self._seeds[number] = found
+        same = (found.params, found.fitted_at) == (blank.params, blank.fitted_at)
+        return found if found.state == "finished" and same else None
+
+
+def _folder(record: RunRecord) -> str:
+    """The name of a run's folder."""
+    return PUBLISHED if record.kind == PUBLISHED else f"seed-{record.number}"

@@ -10,9 +10,10 @@ import pandas as pd
 
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import records
-from dipa_bench.tracking.mlflow_format import repeat_of
+from dipa_bench.tracking.mlflow_format import replicate_of
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.results import TaskResults
+from dipa_bench.tracking.setting import setting_of
 from dipa_bench.tracking.tables import ARTIFACTS, Tables, method_figures, trial_row
 
 
@@ -43,13 +44,15 @@ def runs_table(folder: Path) -> pd.DataFrame:
         folder: of the study.
 
     Returns:
-        Columns kind, method, number, state, reason, one for each metric, and folder.
+        Columns study, kind, method, number, state, reason, one for each metric, and folder.
     """
     rows = []
     for path in _method_records(folder):
         for place in (path.parent, *records.children(path.parent)):
             record = records.read(place)
-            facts = record.model_dump(include={"kind", "method", "number", "state", "reason"})
+            facts = record.model_dump(
+                include={"study", "kind", "method", "number", "state", "reason"}
+            )
             rows.append({**facts, **record.metrics, "folder": str(place)})
     return pd.DataFrame(rows)
 
@@ -61,7 +64,7 @@ def _method_records(folder: Path) -> list[Path]:
 def _method_row(record: RunRecord, children: list[RunRecord]) -> dict[str, Any]:
     figures = record.metrics
     kinds = [(child.kind, child.state) for child in children]
-    repeat = int(record.study_file.get("repeat") or 0)
+    replicate = int(record.study_file.get("replicate") or 0)
     shared = ("study", "method", "title", "operator", "rule", "learned", "protocol", "preset")
     return {
         **{name: getattr(record, name) for name in (*shared, "state", "params", "started")},
@@ -73,8 +76,9 @@ def _method_row(record: RunRecord, children: list[RunRecord]) -> dict[str, Any]:
         "reference": record.study_file.get("reference") or None,
         "caveat": record.notes.get("caveat") or None,
         "run_id": "",
-        "repeat": repeat,
-        "repeat_of": repeat_of(record.study, repeat),
+        "replicate": replicate,
+        "replicate_of": replicate_of(record.study, replicate),
+        "setting": setting_of(record),
     }
 
 

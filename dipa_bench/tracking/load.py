@@ -40,7 +40,6 @@ def load_results(
     *,
     study: str | None = None,
     protocol: str | None = None,
-    repeats: bool = False,
 ) -> TaskResults:
     """Reads what the store at `uri` knows about a task.
 
@@ -50,9 +49,9 @@ def load_results(
     Args:
         uri: a resolved tracking address.
         task: the task's name.
-        study: only this study; by default all.
+        study: only this study, with its replicates, which are studies of their own; by default
+            all.
         protocol: only rows under this protocol, ``"tuned"`` or ``"published"``; by default both.
-        repeats: with `study` its repeated searches as well, which are studies of their own.
 
     Raises:
         UserError: no runs of that task, or an unknown study or protocol.
@@ -67,7 +66,7 @@ def load_results(
         log.warning("%d runs of methods were sent by an older version and are left out", older)
     if not parents:
         raise _nothing(uri, task)
-    again = [run for run in parents if repeats and study == _repeat_of(run) != _tag(run, "study")]
+    again = [run for run in parents if study == _replicate_of(run) != _tag(run, "study")]
     parents = [*_chosen(parents, "study", study), *again]
     parents = _chosen(parents, "protocol", protocol)
     children: dict[str, list[Run]] = {run.info.run_id: [] for run in parents}
@@ -134,8 +133,9 @@ def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str
         "params": params,
         "run_id": run.info.run_id,
         "started": _started(run),
-        "repeat": int(_tag(run, "repeat") or 0),
-        "repeat_of": _repeat_of(run),
+        "replicate": int(_tag(run, "replicate") or 0),
+        "replicate_of": _replicate_of(run),
+        "setting": _tag(run, "setting"),
     }
 
 
@@ -225,9 +225,9 @@ def _tag(run: Run, name: str) -> str:
     return run.data.tags.get(f"dipa.{name}", "")
 
 
-def _repeat_of(run: Run) -> str:
-    """The study whose search a method's run repeats; its own where it repeats none."""
-    return _tag(run, "repeat_of") or _tag(run, "study")
+def _replicate_of(run: Run) -> str:
+    """The study whose method's run replicates; its own for the first one."""
+    return _tag(run, "replicate_of") or _tag(run, "study")
 
 
 def _started(run: Run) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dipa_bench import names
 from dipa_bench.tracking.records import RunRecord, Scalar
+from dipa_bench.tracking.setting import setting_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -73,17 +74,19 @@ def tags_of(record: RunRecord, identity: str, parent: str, won: bool) -> dict[st
     if "winner" in record.notes:
         tags["dipa.winner_trial"] = record.notes["winner"]
     if record.kind == "method":
-        repeat = record.study_file.get("repeat") or 0
-        tags |= {"dipa.repeat": repeat, "dipa.repeat_of": repeat_of(record.study, repeat)}
+        replicate = record.study_file.get("replicate") or 0
+        base = replicate_of(record.study, replicate)
+        tags |= {"dipa.replicate": replicate, "dipa.replicate_of": base}
+        tags["dipa.setting"] = setting_of(record) or None
     return {name[:MAX_KEY]: _text(value) for name, value in tags.items() if value is not None}
 
 
-def repeat_of(study: str, repeat: int) -> str:
-    """The study that `study` repeats the search of; itself for repeat 0.
+def replicate_of(study: str, replicate: int) -> str:
+    """The study that `study` replicates the search of; itself for replicate 0.
 
-    Repeat 2 of ``sr-quick`` is called ``sr-quick-repeat2``.
+    Replicate 2 of ``sr-quick`` is called ``sr-quick-replicate2``.
     """
-    return study.removesuffix(f"-repeat{repeat}") if repeat else study
+    return study.removesuffix(f"-replicate{replicate}") if replicate else study
 
 
 def _text(value: Scalar) -> str:
@@ -99,6 +102,11 @@ def _description(record: RunRecord) -> str:
         text = (
             f"Trial {record.number} of the search for the hyper-parameters of {row}: {where}. "
             "Measured on validation images; `val/psnr` in dB, more is better."
+        )
+    elif record.kind == "published":
+        text = (
+            f"The published settings of {row}, fixed before the search and measured once on test "
+            f"images: {where}. `test/psnr` in dB, more is better."
         )
     elif record.kind == "seed":
         text = (

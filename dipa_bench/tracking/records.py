@@ -1,12 +1,13 @@
 """Run records: what a run was and what came of it, on disk first, as plain JSON.
 
 A *run folder* holds one ``record.json`` and the run's files. Run folders nest once: a *method* run
-(one method in one study) is the parent of its *trial* runs (the search) and *seed* runs (the winner
-refitted and tested)::
+(one method in one study) is the parent of its *trial* runs (the search), *seed* runs (the winner
+refitted and tested) and a *published* run (its published settings, tested once)::
 
     <root>/studies/<study>/<method>/record.json             kind "method"
     <root>/studies/<study>/<method>/trial-0003/record.json  kind "trial"
     <root>/studies/<study>/<method>/seed-0/record.json      kind "seed"
+    <root>/studies/<study>/<method>/published/record.json   kind "published"
 
 Everything that MLflow shows is sent from these folders, so a tracking server that is down loses
 nothing: ``dipa-bench sync`` sends later what could not be sent at once.
@@ -51,7 +52,7 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["method", "trial", "seed"]
+    kind: Literal["method", "trial", "seed", "published"]
     study: str
     task: str
     method: str = Field(description="the row's name in the study")
@@ -102,10 +103,10 @@ class RunRecord(BaseModel):
 
     @property
     def name(self) -> str:
-        """The run's short name: ``trial 3``, ``seed 0`` or ``<study> / <method>``."""
+        """The run's short name: ``trial 3``, ``seed 0``, ... or ``<study> / <method>``."""
         if self.kind == "method":
             return f"{self.study} / {self.method}"
-        return f"{self.kind} {self.number}"
+        return "published settings" if self.kind == "published" else f"{self.kind} {self.number}"
 
 
 def end_time(record: RunRecord) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,11 +41,12 @@ class TaskResults:
         methods: a row per study and method: study, method, title, operator, rule, learned (bool),
             protocol ("tuned" or "published"), preset, state, reason, parameters (count), trials
             (finished), seeds, seconds_per_image, operator_calls, denoiser_calls (all three for one
-            image), fit_seconds (mean over seeds), search_seconds (all trials of the method), start
+            image), fit_seconds (mean over seeds), search_seconds (all trials of the method),
+            published (test PSNR of the published settings, NaN where they were not run), start
             (the winner's), reference (the row that the study compares with), caveat (what to know
             of the images, or None), params (dict, the winner's), run_id, started (epoch seconds),
-            repeat (number of the search, 0 for the first), repeat_of (the study whose search this
-            one repeats; the study's own name for the first).
+            replicate (0 for the first), replicate_of (the study that it is a replicate of; the
+            study's own name for the first), setting (what the numbers hold for, in one line).
         images: study, method, seed, image, subject, psnr, ssim; test images only.
         curves: study, method, seed, image, iteration, psnr, residual, step_norm.
         trials: study, method, number, index (place in the search; an interrupted trial and the one
@@ -70,3 +72,25 @@ class TaskResults:
     operators: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     linearisations: dict[tuple[str, str], Linearised] = field(default_factory=dict)
     shifts: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def joined(parts: Sequence[TaskResults]) -> TaskResults:
+    """The tables of several studies of one task as one.
+
+    Args:
+        parts: at least one.
+    """
+
+    def tables(name: str) -> pd.DataFrame:
+        found = [getattr(part, name) for part in parts]
+        filled = [table for table in found if not table.empty]
+        return pd.concat(filled, ignore_index=True) if filled else found[0]
+
+    def mapping(name: str) -> dict:
+        return {key: value for part in parts for key, value in getattr(part, name).items()}
+
+    return TaskResults(
+        task=parts[0].task,
+        **{name: tables(name) for name in ("methods", "images", "curves", "trials", "shifts")},
+        **{name: mapping(name) for name in ("pictures", "operators", "linearisations")},
+    )

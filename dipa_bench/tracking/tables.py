@@ -36,14 +36,16 @@ METHODS = {
     "denoiser_calls": float,
     "fit_seconds": float,
     "search_seconds": float,
+    "published": float,
     "start": object,
     "reference": object,
     "caveat": object,
     "params": object,
     "run_id": object,
     "started": float,
-    "repeat": int,
-    "repeat_of": object,
+    "replicate": int,
+    "replicate_of": object,
+    "setting": object,
 }
 IMAGES = {
     "study": object,
@@ -87,6 +89,7 @@ OF_METHOD = {  # column to metric
     "denoiser_calls": "cost/denoiser_calls",
     "fit_seconds": "fit/seconds",
     "search_seconds": "search/seconds",
+    "published": "published/psnr",
 }
 OF_TRIAL = {
     "value": "val/psnr",

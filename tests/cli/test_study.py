@@ -40,9 +40,10 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     assert "\x1b" not in done.out + done.err
     lines = done.err.splitlines()
     assert lines[0].startswith("study 'all': identity, scalar, ldipa, bicubic on cpu")
-    assert len(lines) == 1 + (3 + 1 + 1) * 2 + (3 + 2 + 1) + (1 + 1 + 1)
+    # trials, seeds, published settings, the row: of identity and scalar, ldipa, bicubic
+    assert len(lines) == 1 + (3 + 1 + 1 + 1) * 2 + (3 + 2 + 1 + 1) + (1 + 1 + 1)
     assert "best learned method" in done.out
-    assert len(runs_in(work / "mlflow.db")) == 4 + (3 + 1) * 2 + (3 + 2) + (1 + 1)
+    assert len(runs_in(work / "mlflow.db")) == 4 + (3 + 1 + 1) * 2 + (3 + 2 + 1) + (1 + 1)
 
     board = json.loads(call("leaderboard", "--task", "sr", "--format", "json").out)
     assert {row["method"] for row in board} == {"identity", "scalar", "ldipa", "bicubic"}
@@ -259,7 +260,7 @@ def test_a_server_that_is_away_does_not_stop_a_study(study, call, work: Path) ->
     away = call("leaderboard", "--task", "sr", "--tracking-uri", "http://127.0.0.1:9")
     assert "does not take or give runs" in away.line
     sent = call("sync", "--tracking-uri", "sqlite:///mlflow.db")
-    assert (sent.code, sent.out.count("4 runs sent")) == (0, 1)
+    assert (sent.code, sent.out.count("5 runs sent")) == (0, 1)
     board = call("leaderboard", "--task", "sr", "--format", "json")
     assert [row["method"] for row in json.loads(board.out)] == ["identity"]
 
@@ -268,5 +269,5 @@ def test_the_environment_names_the_store(study, call, work: Path, monkeypatch) -
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
     (work / "mlflow.db").rename(work / "elsewhere.db")
     assert study(*IDENTITY).code == 0
-    assert len(runs_in(work / "elsewhere.db")) == 4
+    assert len(runs_in(work / "elsewhere.db")) == 5
     assert not (work / "mlflow.db").exists()

@@ -13,8 +13,8 @@ from dipa_bench.tracking import records
 
 FILE = """
 task = "sr"
-repeat = {repeat}
-seed = {repeat}
+replicate = {replicate}
+seed = {replicate}
 
 [methods.identity]
 [methods.hessian]
@@ -23,11 +23,11 @@ seed = {repeat}
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, furnish, run_there, small: list[str]) -> Path:
-    """A working folder with a study and a repeat of it."""
+    """A working folder with a study and a replicate of it."""
     folder = furnish(tmp_path_factory.mktemp("searched"))
-    for repeat, name in enumerate(("one", "one-repeat1")):
-        (folder / f"{repeat}.toml").write_text(FILE.format(repeat=repeat))
-        options = ["--config", f"{repeat}.toml", "--name", name, "--trials", "3"]
+    for replicate, name in enumerate(("one", "one-replicate1")):
+        (folder / f"{replicate}.toml").write_text(FILE.format(replicate=replicate))
+        options = ["--config", f"{replicate}.toml", "--name", name, "--trials", "3"]
         run_there(folder, ["study", *small, *options])
     return folder
 
@@ -44,11 +44,11 @@ def test_two_searches_make_a_mean_and_a_band(searched: Path, call, monkeypatch) 
     found = {row["method"]: row for row in rows}
     assert set(found) == {"identity", "hessian"}
     for method, row in found.items():
-        both = [trials(searched, study, method) for study in ("one", "one-repeat1")]
+        both = [trials(searched, study, method) for study in ("one", "one-replicate1")]
         best = [max(trial.metrics["val/psnr"] for trial in found) for found in both]
         seconds = [sum(trial.metrics["trial/seconds"] for trial in found) for found in both]
         firsts = [found[0].metrics["val/psnr"] for found in both]
-        assert (row["repeats"], row["trials"], row["test_repeats"]) == (2, 3, 2)
+        assert (row["replicates"], row["trials"], row["test_repeats"]) == (2, 3, 2)
         assert row["best"] == pytest.approx(sum(best) / 2)
         assert row["best_low"] <= row["best"] <= row["best_high"]
         assert row["best_at_1_trials"] == pytest.approx(sum(firsts) / 2)
@@ -66,8 +66,8 @@ def test_print_outs(searched: Path, call, monkeypatch) -> None:
     rows = list(csv.DictReader(io.StringIO(done.out)))
     assert {row["method"] for row in rows} == {"identity", "hessian"}
     assert any(name.endswith("_seconds") and "best_at" in name for name in rows[0])
-    alone = call("tuning", "--task", "sr", "--study", "one-repeat1", "--format", "json")
-    assert {row["repeats"] for row in json.loads(alone.out)} == {1}
+    alone = call("tuning", "--task", "sr", "--study", "one-replicate1", "--format", "json")
+    assert {row["replicates"] for row in json.loads(alone.out)} == {1}
 
 
 def test_mistakes_are_one_line(searched: Path, call, monkeypatch) -> None:

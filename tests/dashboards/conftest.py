@@ -97,12 +97,13 @@ def build(
                     "denoiser_calls": float(iterations),
                     "fit_seconds": 61.0 if learned else (4.0 if name == "lmmse" else 0.0),
                     "search_seconds": 900.0,
+                    "published": float("nan"),
                     "start": "lmmse" if name == "lmmse" else "adjoint",
                     "params": {rename("solve.step"): 0.93, "prior": rename("dncnn")},
                     "run_id": "0" * 8,
                     "started": 1.75e9,
-                    "repeat": 0,
-                    "repeat_of": study,
+                    "replicate": 0,
+                    "replicate_of": study,
                 }
             )
             for seed in range(seeds):

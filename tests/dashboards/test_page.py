@@ -18,7 +18,8 @@ from PIL import Image
 from dashboards import figures, pictures
 from dashboards.page import write_dashboard
 from dashboards.palette import looks
-from dipa_bench.reports.leaderboard import leaderboard, verdict
+from dipa_bench.reports.conclusions import verdict
+from dipa_bench.reports.leaderboard import leaderboard
 from dipa_bench.tracking.results import TaskResults
 
 ATTACK = '<script>alert(1)</script>"\' onload="alert(2)" </script><b>{{ 7 * 7 }}</b>%{x}&lt;i&gt;'

@@ -20,13 +20,13 @@ from dipa_bench.tracking.results import TaskResults
 TITLE = "Best trial against budget spent"
 
 
-def repeated(results: TaskResults, repeats: int = 3) -> TaskResults:
+def repeated(results: TaskResults, replicates: int = 3) -> TaskResults:
     """Results whose only study was searched again, each time 0.1 dB better and slower."""
     study = results.methods["study"].iloc[0]
     methods, trials = [results.methods], [results.trials]
-    for k in range(1, repeats):
-        name = {"study": f"{study}-repeat{k}"}
-        methods.append(results.methods.assign(**name, repeat=k))
+    for k in range(1, replicates):
+        name = {"study": f"{study}-replicate{k}"}
+        methods.append(results.methods.assign(**name, replicate=k))
         moved = {"value": results.trials["value"] + 0.1 * k, "seconds": 30.0 + k}
         trials.append(results.trials.assign(**name, **moved))
     joined = [pd.concat(tables, ignore_index=True) for tables in (methods, trials)]
@@ -108,9 +108,12 @@ def test_repeats_are_lines_of_one_section(make_results, tmp_path: Path) -> None:
     assert text.count(f"<h3>{TITLE}</h3>") == 1
     assert "mean over 3 independent searches with its 95% t interval" in text
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Study study"]
-    alone = replace(results, methods=results.methods[results.methods["repeat"] > 0])
+    alone = replace(results, methods=results.methods[results.methods["replicate"] > 0])
     text = write_dashboard(alone, tmp_path / "b.html").read_text("utf-8")
-    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Study study-repeat1", "Study study-repeat2"]
+    assert re.findall(r"<h2>(.*?)</h2>", text) == [
+        "Study study-replicate1",
+        "Study study-replicate2",
+    ]
 
 
 def test_the_page_needs_no_network_and_no_trials(make_results, tmp_path: Path) -> None:

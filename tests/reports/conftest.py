@@ -27,16 +27,20 @@ METHOD = {
     "denoiser_calls": 10.0,
     "fit_seconds": 0.0,
     "search_seconds": 100.0,
+    "published": 19.5,
     "start": "adjoint",
     "params": {"step": 1.0},
     "run_id": "1",
     "started": 1.0,
+    "replicate": 0,
+    "setting": "faces 32 x 32",
 }
 
 
-def assemble(*methods: dict, psnr: dict[str, list[float]]) -> TaskResults:
-    """Results of methods (changes of `METHOD`), with a test PSNR per image of each."""
+def assemble(*methods: dict, psnr: dict) -> TaskResults:
+    """Results of methods (changes of `METHOD`), with test PSNRs by method, or study and method."""
     rows = [METHOD | method for method in methods]
+    rows = [{"replicate_of": row["study"].partition("-replicate")[0]} | row for row in rows]
     images = [
         {
             "study": row["study"],
@@ -48,7 +52,9 @@ def assemble(*methods: dict, psnr: dict[str, list[float]]) -> TaskResults:
             "ssim": value / 100,
         }
         for row in rows
-        for index, value in enumerate(psnr.get(row["method"], []))
+        for index, value in enumerate(
+            psnr.get((row["study"], row["method"]), psnr.get(row["method"], []))
+        )
     ]
     return TaskResults(
         "sr", pd.DataFrame(rows), pd.DataFrame(images), pd.DataFrame(), pd.DataFrame()

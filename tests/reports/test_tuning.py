@@ -42,11 +42,11 @@ def done(*values: float, seconds: float = 1.0) -> pd.DataFrame:
 
 
 def results(searches: dict, psnr: dict | None = None, **states: str) -> TaskResults:
-    """Results from (method, repeat) to trials, and to test PSNRs of the winner; state by method."""
+    """Results from trials by (method, replicate) and test PSNRs of winners; state by method."""
     names = {key: {"study": name(key[1]), "method": key[0]} for key in searches}
     methods = [
         names[key]
-        | {"repeat": key[1], "repeat_of": "s", "reference": "identity"}
+        | {"replicate": key[1], "replicate_of": "s", "reference": "identity"}
         | {"state": states.get(key[0], "finished")}
         for key in searches
     ]
@@ -61,8 +61,8 @@ def results(searches: dict, psnr: dict | None = None, **states: str) -> TaskResu
     return TaskResults("sr", pd.DataFrame(methods), pd.DataFrame(images), empty, joined)
 
 
-def name(repeat: int) -> str:
-    return f"s-repeat{repeat}" if repeat else "s"
+def name(replicate: int) -> str:
+    return f"s-replicate{replicate}" if replicate else "s"
 
 
 # ---------------------------------------------------------------------------- one search
@@ -96,11 +96,15 @@ def test_the_best_is_of_finished_trials_and_an_interrupted_one_is_not_counted():
     )
     table = best_so_far(results({("m", 0): search, ("m", 2): done(21.0)}))
     assert list(table.columns) == list(tuning.BEST_SO_FAR)
-    first = table[table["repeat"] == 0]
+    first = table[table["replicate"] == 0]
     assert first["trials"].tolist() == [1, 2, 3, 4, 5, 6]
     assert first["seconds"].tolist() == [1, 2, 3, 4, 5, 6]
     np.testing.assert_array_equal(first["best"], [NAN, 20, 20, 20, 20, 22])
-    assert table[["study", "repeat_of", "repeat"]].iloc[-1].tolist() == ["s-repeat2", "s", 2]
+    assert table[["study", "replicate_of", "replicate"]].iloc[-1].tolist() == [
+        "s-replicate2",
+        "s",
+        2,
+    ]
 
 
 def test_the_place_in_the_search_orders_trials_not_their_number():
@@ -162,7 +166,7 @@ def test_the_band_is_scipys_t_interval_and_one_search_has_none():
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((21.5, low, high))
     alone = curves(results({("m", 0): done(20.0)})).iloc[0]
-    assert (alone["mean"], alone["repeats"]) == (20.0, 1)
+    assert (alone["mean"], alone["replicates"]) == (20.0, 1)
     assert math.isnan(alone["low"]) and math.isnan(alone["high"])
     same = curves(results({("m", k): done(20.0) for k in range(3)})).iloc[0]
     assert same["low"] == same["mean"] == same["high"] == 20.0
@@ -188,13 +192,13 @@ def test_studies_are_not_mixed():
     one, two = results({("m", 0): done(20.0)}), results({("m", 0): done(30.0)})
     for table in (two.methods, two.trials):
         table["study"] = "other"
-    two.methods["repeat_of"] = "other"
+    two.methods["replicate_of"] = "other"
     both = TaskResults(
         "sr", pd.concat([one.methods, two.methods]), *[pd.DataFrame()] * 2,
         pd.concat([one.trials, two.trials]),
     )  # fmt: skip
     assert curves(both)["mean"].tolist() == [30.0, 20.0]
-    assert curves(both)["repeats"].tolist() == [1, 1]
+    assert curves(both)["replicates"].tolist() == [1, 1]
 
 
 # ---------------------------------------------------------------------------- the verdict
@@ -216,7 +220,7 @@ TESTED = {
 def test_the_verdict_by_hand():
     net, identity = verdict(results(QUALITY, TESTED)).to_dict("records")
     assert (net["method"], identity["method"]) == ("net", "identity")
-    assert (net["repeats"], net["trials"], net["seconds"]) == (2, 4, 12.0)
+    assert (net["replicates"], net["trials"], net["seconds"]) == (2, 4, 12.0)
     assert net["best"] == pytest.approx(23.3)
     assert net["gain"] == pytest.approx(((23.55 - 22.05) + (23.05 - 22.15)) / 2)
     low, high = stats.ttest_1samp([1.5, 0.9], 0).confidence_interval(0.95)
@@ -242,7 +246,7 @@ def test_other_searches_and_other_images_have_intervals_of_their_own():
 def test_only_searches_that_both_have_are_paired():
     made = results(QUALITY | {("net", 2): done(40.0)}, TESTED)
     net, _ = verdict(made).to_dict("records")
-    assert net["repeats"] == 3
+    assert net["replicates"] == 3
     assert net["gain"] == pytest.approx(1.2)
     alone = results({("net", 0): done(20.0)})
     assert math.isnan(verdict(alone).iloc[0]["gain"])

@@ -18,7 +18,7 @@ from dipa_bench.config.problem import build_task
 from dipa_bench.config.study_file import StudyFile
 from dipa_bench.execution.context import StudyContext
 from dipa_bench.execution.study_folder import open_context, run_entry
-from dipa_bench.methods import Method, SolverOnly
+from dipa_bench.methods import Method, SolverOnly, nothing_published
 from dipa_bench.parameters import Parameters
 from dipa_bench.preconditioners import Identity
 from dipa_bench.search.callbacks import StudyCallback
@@ -44,6 +44,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Method]:
         def plain(task: Any, values: Any, context: Any) -> Any:
             return context.reconstructor(task, values.solve, Identity())
 
+        fields.setdefault("published", nothing_published)
         method = Method(
             name=name,
             title=name,

@@ -70,13 +70,15 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
         "denoiser_calls": 20.0,
         "fit_seconds": 2.5,
         "search_seconds": 12.25,
+        "published": pytest.approx(math.nan, nan_ok=True),
         "start": "adjoint",
         "reference": None,
         "caveat": None,
         "params": {"solve.start": "adjoint", "solve.step": 0.1, "fit.epochs": 3},
         "started": 1_700_000_000.0,
-        "repeat": 0,
-        "repeat_of": "small",
+        "replicate": 0,
+        "replicate_of": "small",
+        "setting": "",
     }
     assert methods["learned"].dtype == bool
     assert methods["parameters"].dtype == np.int64
@@ -183,22 +185,23 @@ def test_one_study_or_kind_of_rules_can_be_chosen(
 def test_repeated_searches_are_told_and_come_with_their_study(
     root: Path, uri: str, hand: SimpleNamespace
 ) -> None:
-    for study, repeat in (("small-repeat2", 2), ("odd", 3), ("large-repeat1", 0)):
+    for study, replicate in (("small-replicate2", 2), ("odd", 3), ("large-replicate1", 0)):
         folder = hand.write_study(root, study, ("none",)) / "none"
-        update = {"study_file": {"repeat": repeat}}
+        update = {"study_file": {"replicate": replicate}}
         records.write(folder, records.read(folder).model_copy(update=update))
     sync(root, uri)
     methods = load_results(uri, "sr").methods.set_index(["study", "method"])
-    found = {key[0]: (row["repeat"], row["repeat_of"]) for key, row in methods.iterrows()}
+    found = {key[0]: (row["replicate"], row["replicate_of"]) for key, row in methods.iterrows()}
     assert found == {
         "small": (0, "small"),
-        "small-repeat2": (2, "small"),
+        "small-replicate2": (2, "small"),
         "odd": (3, "odd"),
-        "large-repeat1": (0, "large-repeat1"),
+        "large-replicate1": (0, "large-replicate1"),
     }
-    assert set(load_results(uri, "sr", study="small").methods["study"]) == {"small"}
-    both = load_results(uri, "sr", study="small", repeats=True)
-    assert set(both.methods["study"]) == {"small", "small-repeat2"}
+    odd = load_results(uri, "sr", study="small-replicate2")
+    assert set(odd.methods["study"]) == {"small-replicate2"}
+    both = load_results(uri, "sr", study="small")
+    assert set(both.methods["study"]) == {"small", "small-replicate2"}
 
 
 @pytest.mark.parametrize("sent_before", [False, True], ids=["new", "sent as runs before"])

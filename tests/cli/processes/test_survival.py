@@ -433,16 +433,18 @@ def test_minutes_on_the_command_line(study, work: Path, monkeypatch) -> None:
 
 
 def test_repeats_are_studies_with_other_draws_on_the_same_images(study, work: Path) -> None:
-    options = ("--methods", "identity", "--trials", "7", "--repeats", "2")
+    options = ("--methods", "identity", "--trials", "7", "--replicates", "2")
     assert "1 to 200 printable bytes" in study(*options, "--name", "n" * 195).line
     assert not (work / "mlruns").exists()
     assert study(*options, "--name", "one").code == 0
     folder = work / "mlruns" / "studies"
     assert {path.name for path in folder.iterdir() if path.name[0] != "."} == {
         "one",
-        "one-repeat1",
+        "one-replicate1",
     }
-    first, second = (counted(place_of(work, name, "identity")) for name in ("one", "one-repeat1"))
+    first, second = (
+        counted(place_of(work, name, "identity")) for name in ("one", "one-replicate1")
+    )
     same = [one.params == other.params for one, other in zip(first, second, strict=True)]
     assert same == [True] * 2 + [False] * 5  # defaults and published settings
     assert not {one.seed for one in first} & {one.seed for one in second}
@@ -450,5 +452,5 @@ def test_repeats_are_studies_with_other_draws_on_the_same_images(study, work: Pa
     kept = [*first, *second]
     assert study(*options, "--name", "one").code == 0
     again = [*counted(place_of(work, "one", "identity"))]
-    again += counted(place_of(work, "one-repeat1", "identity"))
+    again += counted(place_of(work, "one-replicate1", "identity"))
     assert again == kept
