@@ -162,7 +162,7 @@ def by_optuna(sampler: Callable[[int], BaseSampler]) -> Callable[[Problem, int, 
         study.enqueue_trial(problem.defaults)
         while search.cpu < seconds:
             trial = study.ask(problem.space)
-            value = problem.psnr(trial.params)
+            value = problem.psnr(problem.within(trial.params))
             study.tell(trial, value)
             search.tell(value)
         return search
