@@ -21,11 +21,11 @@ from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
 from dashboards.tuning import REACH, best_against_budget
 from dipa_bench.reports.columns import p_text
-from dipa_bench.reports.conclusions import verdict
+from dipa_bench.reports.conclusions import conclusions, verdict
 from dipa_bench.reports.generalisation import by_study
 from dipa_bench.reports.importance import LEAST, parameter_importance
 from dipa_bench.reports.leaderboard import image_rows, leaderboard
-from dipa_bench.reports.rendering import caveats
+from dipa_bench.reports.rendering import caveats, settings
 from dipa_bench.reports.text import plain, short
 from dipa_bench.reports.tuning import UNITS, curves
 from dipa_bench.statistics import image_scores
@@ -58,7 +58,9 @@ class Section:
     """All that the page shows of one study; rows are leaderboard rows with their look."""
 
     study: str
+    conclusions: list[str]
     verdict: str
+    settings: list[str]
     caveats: list[str]
     reference: str
     ranked: list[dict[str, Any]]
@@ -198,7 +200,9 @@ def _section(results: TaskResults, study: str, style: dict[str, Look], index: in
     ranked = [row for row in rows if not math.isnan(row["psnr"])]
     return Section(
         study=study,
+        conclusions=conclusions(board),
         verdict=verdict(board, results),
+        settings=settings(board),
         caveats=caveats(board),
         reference=rows[0]["reference"],
         ranked=ranked,

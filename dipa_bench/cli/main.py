@@ -20,7 +20,7 @@ USAGE_ERROR = next(base for base in typer.BadParameter.__mro__ if base.__name__ 
 app = typer.Typer(
     help="Fair benchmarks of learned preconditioners for plug-and-play image reconstruction.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -459,7 +459,9 @@ def _usage(error: Exception) -> int:
     if "\n" in message:
         print(message)
         return 2
-    return _fail(f"{message.rstrip('.')}; see `dipa-bench --help`")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "dipa-bench"
+    return _fail(f"{message.rstrip('.')}; see `{command} --help`")
 
 
 def _disk(error: OSError) -> str:

@@ -44,7 +44,7 @@ class Fault:
 
 
 SOLVERS, LEARNING, SEARCH = "tests/solvers", "tests/learning", "tests/search"
-STATISTICS = "tests/test_statistics.py"
+STATISTICS, COMPARISON = "tests/test_statistics.py", "tests/reports/test_comparison.py"
 FAULTS = [
     # ------------------------------------------------------------------- cross-fitting, ranges
     Fault(
@@ -334,7 +334,7 @@ FAULTS = [
     Fault(
         "a read of the test images is not logged",
         "dipa_bench/search/winner_test.py",
-        "        log_read(context.folder, reason)\n",
+        "        log_read(folder, reason)\n",
         "",
         f"{SEARCH} tests/cli/processes/test_shared.py",
     ),
@@ -380,6 +380,48 @@ FAULTS = [
         "use_sample_covariance=False",
         "use_sample_covariance=True",
         "tests/test_metrics.py",
+    ),
+    Fault(
+        "intervals forget searches and fits",
+        "dipa_bench/reports/comparison.py",
+        "    total = max(*parts, sum(parts) - rest)",
+        "    total = parts[0]",
+        COMPARISON,
+    ),
+    Fault(
+        "p-values are not corrected for the rows",
+        "dipa_bench/reports/comparison.py",
+        'alpha=LEVEL, method="holm")',
+        'alpha=LEVEL, method="fdr_bh")',
+        COMPARISON,
+    ),
+    Fault(
+        "equivalence by one of the two tests",
+        "dipa_bench/reports/comparison.py",
+        "        inside = margin - abs(self.mean)",
+        "        inside = margin - self.mean",
+        COMPARISON,
+    ),
+    Fault(
+        "replicates are paired with others",
+        "dipa_bench/reports/comparison.py",
+        "        ours, theirs = ours[both], theirs[both]",
+        "        ours, theirs = ours[both], theirs[both[::-1]].set_axis(both, axis=1)",
+        COMPARISON,
+    ),
+    Fault(
+        "published settings are run in every replicate",
+        "dipa_bench/search/winner_test.py",
+        'if study.protocol == "published" or study.replicate or not declared:',
+        'if study.protocol == "published" or not declared:',
+        "tests/search/test_winner_test.py",
+    ),
+    Fault(
+        "settings on some images are runs of MLflow too",
+        "dipa_bench/tracking/settings_table.py",
+        'return record.kind == "trial" and record.images is not None',
+        'return record.kind == "trial" and record.images == 0',
+        "tests/tracking/test_load.py",
     ),
     Fault(
         "clusters are ignored",
@@ -441,8 +483,8 @@ FAULTS = [
     Fault(
         "a run's last child is not sent",
         "dipa_bench/tracking/store.py",
-        "for child in records.children(folder):",
-        "for child in records.children(folder)[:-1]:",
+        "for place, child in children.items():",
+        "for place, child in list(children.items())[:-1]:",
         "tests/tracking",
     ),
     Fault(
