@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dipa_bench.execution.study import Study
+    from dipa_bench.execution.study import Outcome, Study
     from dipa_bench.runs.restore import LearnedRun
     from dipa_bench.search.callbacks import StudyCallback
     from dipa_bench.tracking.results import TaskResults
@@ -163,15 +163,14 @@ def run_prepared(study: Study, callback: StudyCallback) -> Results:
     import pandas as pd
 
     from dipa_bench.reports.leaderboard import leaderboard as ranked
-    from dipa_bench.tracking.folders import runs_table, study_results
-    from dipa_bench.tracking.results import joined
+    from dipa_bench.tracking.folders import runs_table
 
-    outcomes = study.run(callback)
-    first = outcomes[0]
-    if study.address is not None and first.sent:  # other machines concluded some of the entries
-        tables = stored_results(study.resolved.task, study=first.study.name, tracking_uri=study.uri)
-    else:
-        tables = joined([study_results(one.folder, one.study.task) for one in outcomes])
+    outcomes: list[Outcome] = []
+    for outcome in study.replicates(callback):
+        outcomes.append(outcome)
+        if outcome.measured and len(outcomes) < study.resolved.budget.replicates:
+            callback.replicate(len(outcomes), ranked(_tables(study, outcomes)))
+    first, tables = outcomes[0], _tables(study, outcomes)
     return Results(
         name=first.study.name,
         task=first.study.task,
@@ -182,6 +181,17 @@ def run_prepared(study: Study, callback: StudyCallback) -> Results:
         measured=all(one.measured for one in outcomes),
         sent=all(one.sent for one in outcomes),
     )
+
+
+def _tables(study: Study, outcomes: Sequence[Outcome]) -> TaskResults:
+    """What is known of the replicates that have ended."""
+    from dipa_bench.tracking.folders import study_results
+    from dipa_bench.tracking.results import joined
+
+    first = outcomes[0]
+    if study.address is not None and first.sent:  # other machines concluded some of the entries
+        return stored_results(study.resolved.task, study=first.study.name, tracking_uri=study.uri)
+    return joined([study_results(one.folder, one.study.task) for one in outcomes])
 
 
 def leaderboard(

@@ -50,6 +50,15 @@ def _entries(kind: str) -> dict[str, EntryPoint]:
     return found
 
 
+def sources(kind: str) -> list[str]:
+    """Where everything registered as `kind` comes from: ``name module:attribute version``."""
+    found = []
+    for name, entry in _entries(kind).items():
+        distribution = getattr(entry, "dist", None)
+        found.append(f"{name} {entry.value} {getattr(distribution, 'version', '')}")
+    return sorted(found)
+
+
 def names(kind: str, pattern: str = "*") -> list[str]:
     """Names of everything registered as `kind` that match a shell pattern such as ``ndipa/*``.
 

@@ -47,14 +47,29 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+class Boards(dipa_bench.StudyCallback):
+    """Keeps the leaderboards that a study gives on its way."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, pd.DataFrame]] = []
+
+    def replicate(self, number: int, board: pd.DataFrame) -> None:
+        self.kept.append((number, board))
+
+
 @pytest.fixture(scope="module")
-def finished(place: Path) -> dipa_bench.Results:
+def boards() -> Boards:
+    return Boards()
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, boards: Boards) -> dipa_bench.Results:
     """A study of two rows, run once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(place)
         patch.delitem(sys.modules, "den", raising=False)
-        return run("one")
+        return run("one", callback=boards)
 
 
 def run(name: str, **options: object) -> dipa_bench.Results:
@@ -72,6 +87,14 @@ def fresh(code: str, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_board_of_the_first_replicate_comes_before_the_second(
+    finished: dipa_bench.Results, boards: Boards
+) -> None:
+    ((number, board),) = boards.kept
+    assert number == 1 and set(board["replicates"]) == {1}
+    assert set(board["method"]) == set(finished.leaderboard["method"])
 
 
 def test_results_are_what_store_and_records_have(finished: dipa_bench.Results, there: Path) -> None:

@@ -8,18 +8,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dipa_bench import __version__, registry
+from dipa_bench.cli.catalogue import Facts, catalogue
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
 from dipa_bench.errors import UserError, brief, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from dipa_bench.methods import Method
-
-SOLVER = "solve."  # how the names of the solver's parameters begin
 
 
 def show_registered(kind: str | None, pattern: str) -> None:
@@ -27,7 +24,7 @@ def show_registered(kind: str | None, pattern: str) -> None:
     if kind is not None and kind not in registry.KINDS:
         raise unknown("kind of registered thing", kind, registry.KINDS)
     for each in (kind,) if kind else registry.KINDS:
-        found = registry.describe(each, pattern)
+        found = catalogue(each, pattern)
         if found:
             shown = _methods_table(found) if kind == "methods" else _short_table(each, found)
             wide_console().print(shown)
@@ -36,45 +33,22 @@ def show_registered(kind: str | None, pattern: str) -> None:
             raise unknown(f"{kind[:-1]} pattern", pattern, registry.names(kind))
 
 
-def _short_table(kind: str, records: Sequence[Any]) -> Table:
+def _short_table(kind: str, found: Sequence[Facts]) -> Table:
     """A row for each record, with a method's paper or a prior's traits."""
     table = new_table("name", "title", "summary", title=kind)
-    for record in records:
-        more = getattr(record, "paper", "") or getattr(record, "traits", "")
-        add_row(table, record.name, record.title, record.summary + (f" [{more}]" * bool(more)))
+    for one in found:
+        add_row(table, one.name, one.title, one.summary + (f" [{one.more}]" * bool(one.more)))
     return table
 
 
-def _methods_table(records: Sequence[Method | registry.Broken]) -> Table:
+def _methods_table(found: Sequence[Facts]) -> Table:
     """A row for every fact about each method."""
     table = new_table("name", "", "", title="methods")
-    for record in records:
-        add_row(table, record.name, "", f"{record.title}: {record.summary}")
-        if not isinstance(record, registry.Broken):
-            for label, text in _facts(record).items():
-                add_row(table, "", label, text)
+    for one in found:
+        add_row(table, one.name, "", f"{one.title}: {one.summary}")
+        for label, text in one.details.items():
+            add_row(table, "", label, text)
     return table
-
-
-def _facts(method: Method) -> dict[str, str]:
-    """What a method says of itself beside its summary, and what is searched for it."""
-    iteration, _, fit = method.cost.partition("; ")
-    said = {
-        "paper": method.paper,
-        "fixed point": method.fixed_point,
-        "iteration": iteration,
-        "fit": fit,
-    }
-    return {label: text for label, text in said.items() if text} | {"searched": _searched(method)}
-
-
-def _searched(method: Method) -> str:
-    """Names of the searched parameters, the solver's own as one."""
-    from dipa_bench.parameters import declared
-
-    paths = [item.path for item in declared(method.parameters, "red-fista") if item.search]
-    own = [path for path in paths if not path.startswith(SOLVER)]
-    return ", ".join([f"{SOLVER}*"] * (len(own) < len(paths)) + own) or "nothing"
 
 
 def show_diagnosis(

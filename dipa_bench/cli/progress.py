@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,9 @@ from rich.text import Text
 from dipa_bench.methods import Progress
 from dipa_bench.search.callbacks import StudyCallback
 from dipa_bench.tracking.records import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Terminal(StudyCallback):
@@ -80,6 +84,12 @@ class Terminal(StudyCallback):
         if row is not None and record.kind == "method":
             self._bars.remove_task(self._rows.pop(record.method))
         self.message(_line(record))
+
+    def replicate(self, number: int, board: pd.DataFrame) -> None:
+        from dipa_bench.reports.rendering import render
+
+        for line in f"\nafter replicate {number}, others follow:\n{render(board)}".splitlines():
+            self.message(line)
 
     def message(self, text: str) -> None:
         self._console.print(Text("".join(c if c.isprintable() else " " for c in text)))

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import typer
 
@@ -191,12 +192,28 @@ def start_ui(port: int, tracking_uri: str | None) -> None:
     environment = quiet | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
+        for task, address in _addresses(uri, port):
+            print(f"{task}, best first: {address}", flush=True)
         code = server.wait()
     except KeyboardInterrupt:
         _end(server)
         return
     if code:
         raise typer.Exit(code)
+
+
+def _addresses(uri: str, port: int) -> Iterator[tuple[str, str]]:
+    """Each task's runs on MLflow's pages, which else open on those for language models."""
+    from dipa_bench.tracking.connection import connect, guarded
+    from dipa_bench.tracking.mlflow_format import EXPERIMENT
+
+    order = quote("metrics.`test/psnr`", safe="")
+    query = f"workflowType=machine_learning&orderByKey={order}&orderByAsc=false"
+    with suppress(StoreUnavailable), guarded(uri):
+        for experiment in connect(uri).search_experiments():
+            if experiment.name.startswith(EXPERIMENT):
+                place = f"#/experiments/{experiment.experiment_id}/runs?{query}"
+                yield experiment.name.removeprefix(EXPERIMENT), f"http://127.0.0.1:{port}/{place}"
 
 
 def _end(server: subprocess.Popen) -> None:

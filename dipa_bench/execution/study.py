@@ -132,31 +132,30 @@ class Study:
         for shift in self.resolved.shifts.values():
             shifted(self.task, shift)
 
-    def run(self, callback: StudyCallback) -> list[Outcome]:
+    def replicates(self, callback: StudyCallback) -> Iterator[Outcome]:
         """Runs every entry; again with other draws and seeds for each further replicate.
 
         Args:
             callback: hears of everything.
 
-        Returns:
-            One outcome for each replicate, up to the first of which nothing finished.
+        Yields:
+            An outcome for each replicate, up to the first of which nothing finished.
 
         Raises:
             StudyStopped: Ctrl-C; the same request continues the study.
             OSError: a disk that is full or read-only.
             UserError: another process runs it, or it was begun with other settings.
         """
-        ended: list[Outcome] = []
-        try:
-            for one in replicated(self.resolved):
-                ended.append(self._run(one, callback))
-                if not ended[-1].measured:
-                    break
-        except (KeyboardInterrupt, OSError) as error:
-            if not _by_user(error):
-                raise
-            raise StudyStopped(self.resolved.name) from None
-        return ended
+        for one in replicated(self.resolved):
+            try:
+                outcome = self._run(one, callback)
+            except (KeyboardInterrupt, OSError) as error:
+                if not _by_user(error):
+                    raise
+                raise StudyStopped(self.resolved.name) from None
+            yield outcome
+            if not outcome.measured:
+                return
 
     def _run(self, study: StudyFile, callback: StudyCallback) -> Outcome:
         with ExitStack() as stack:

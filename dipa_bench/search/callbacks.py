@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dipa_bench.methods import Progress
 from dipa_bench.tracking.records import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class StudyCallback:
@@ -20,6 +25,9 @@ class StudyCallback:
 
     def ended(self, record: RunRecord) -> None:
         """A trial, seed or method ended, its record says how."""
+
+    def replicate(self, number: int, board: pd.DataFrame) -> None:
+        """So many replicates of a study have ended, and others follow; the leaderboard so far."""
 
     def message(self, text: str) -> None:
         """Something worth a line."""

@@ -10,8 +10,8 @@ fraction of what a sampler needs that learns it:
    in the unit cube of their ranges: COBYQA (Ragonneau and Zhang, "COBYQA", 2023), which needs no
    gradients and so takes any prior.
 3. **Sweep.** What it found is tried in all other branches, so that a branch is ruled out by images
-   at good settings and not by luck at bad ones; in the best three, each number is also tried at
-   the ends of its range, as PSNR may have two modes. The best that is far from what was found gets
+   at good settings and not by luck at bad ones; in the best three, each number is also tried near
+   either end of its range, as PSNR may have two modes. The best that is far from what was found gets
    a trust region as well; what is better then is tried in all other branches again.
 4. The best is followed on, on `REFINED` images, anew and wider where that ended, then the best that
    is far from it, while there is budget; the best of what was seen is run on all images. Only
@@ -43,7 +43,8 @@ FEWEST = 24  # evaluations below which there is nothing to follow
 SCREENED, REFINED = 10, 40  # validation images
 RADIUS = 0.15  # of the first trust region, in the unit cube
 WIDER = 0.3  # of one that begins anew where another ended
-PROBED = 3  # branches in which each number is tried at the ends of its range
+PROBED = 3  # branches in which each number is tried far from where it is
+PROBES = (0.2, 0.8)  # there, in its range: at the ends themselves hardly anything is any good
 FAR = 0.3  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
 FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
@@ -264,13 +265,13 @@ class SettingsTuner:
         return [one for one in _distinct(moved) if one != params and self._admits(one)]
 
     def _ends(self, params: Params) -> list[Params]:
-        """The same point with each of its numbers at the ends of its range: PSNR has two modes
+        """The same point with each of its numbers near the ends of its range: PSNR has two modes
         where a strength that falls does as well as one that rises.
         """
         names = self._numbers(params)
         units = self._units(params, names)
         found = []
-        for place, end in itertools.product(range(len(names)), (0.0, 1.0)):
+        for place, end in itertools.product(range(len(names)), PROBES):
             if abs(units[place] - end) > RADIUS:
                 found.append(
                     self._moved(params, names, np.where(np.arange(len(names)) == place, end, units))

@@ -96,12 +96,34 @@ def test_list_of_methods_says_all(call) -> None:
     }
 
 
-def test_a_broken_method_is_listed_with_its_reason(call, monkeypatch) -> None:
+def test_a_broken_method_is_listed_with_its_reason_and_not_kept(
+    call, monkeypatch, tmp_path: Path
+) -> None:
     from dipa_bench import registry
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     broken = registry.Broken("absent", "its package is gone")
-    monkeypatch.setattr(registry, "describe", lambda kind, pattern: [broken])
-    assert "(cannot be loaded): its package is gone" in call("list", "methods").out
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "describe", lambda kind, pattern="*": [broken])
+        assert "(cannot be loaded): its package is gone" in call("list", "methods").out
+    assert "identity" in call("list", "methods").out
+
+
+def test_what_is_registered_is_asked_once(call, monkeypatch, tmp_path: Path) -> None:
+    from dipa_bench import registry
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = call("list", "priors").out
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "describe", None)
+        assert call("list", "priors").out == first
+    (path,) = (tmp_path / "cache" / "dipa-bench").glob("priors-*.json")
+    path.write_text("[{")
+    assert call("list", "priors").out == first, "a damaged file is made anew"
+    real = registry.sources
+    monkeypatch.setattr(registry, "sources", lambda kind: [*real(kind), "new there:METHOD 1"])
+    monkeypatch.setattr(registry, "describe", lambda kind, pattern="*": [])
+    assert call("list", "priors").code == 2, "another version is asked anew"
 
 
 def test_doctor(call, work: Path) -> None:

@@ -20,6 +20,7 @@ from dipa_bench.config.entry import Entry
 from dipa_bench.errors import Diverged, UserError
 from dipa_bench.execution import artifacts
 from dipa_bench.execution.study_folder import claimed, open_context, run_entry, study_folder
+from dipa_bench.methods import published_solve
 from dipa_bench.parameters import Parameters, Search
 from dipa_bench.preconditioners import Dense, Identity
 from dipa_bench.search.journal import trial_records
@@ -463,7 +464,7 @@ def test_untuned_parameters_that_do_not_fit_are_no_obstacle(tmp_path: Path, lab,
     def refuses(task, values):
         return "too large" if values.size > 4 else None
 
-    register("picky", parameters=Picky, refuses=refuses)
+    register("picky", parameters=Picky, refuses=refuses, published=published_solve)
     assert lab.search(lab.resolved(["picky"], trials=6), tmp_path, "picky").state == "finished"
     found = trials(tmp_path, "picky")
     assert all(trial.params["size"] <= 4 for trial in found)

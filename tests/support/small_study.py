@@ -56,11 +56,10 @@ def options(images: Path) -> list[str]:
         "problem.size": 16,
         "problem.iterations": 3,
         "budget.train_images": 8,
-        "budget.replicates": 1,
         "budget.seeds": 2,
         "budget.epochs": 1,
         "budget.final_epochs": 1,
         "search.batch": 1,
     }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    return ["--task", "sr", "--device", "cpu", *sets]
+    return ["--task", "sr", "--device", "cpu", *sets, "--replicates", "1"]
