@@ -11,8 +11,8 @@ fraction of what a sampler needs that learns it:
    gradients and so takes any prior.
 3. **Sweep.** What it found is tried in all other branches, so that a branch is ruled out by images
    at good settings and not by luck at bad ones; in the best three, each number is also tried near
-   either end of its range, as PSNR may have two modes. The best that is far from what was found gets
-   a trust region as well; what is better then is tried in all other branches again.
+   either end of its range, as PSNR may have two modes. The best that is far from what was found
+   gets a trust region as well; what is better then is tried in all other branches again.
 4. The best is followed on, on `REFINED` images, anew and wider where that ended, then the best that
    is far from it, while there is budget; the best of what was seen is run on all images. Only
    what was run on all can win.

@@ -1,8 +1,8 @@
 """A/A controls: operators that do the same, and one search with other seeds, come out the same.
 
 On a small task with a linear prior; `tests/soak/controls.py` is the same on the embedded tasks.
-The small `cs` is left out: with its linear prior it has another optimum, at a strength that begins far
-above all that a denoiser is trained for, which the tuner misses from the defaults.
+The small `cs` is left out: with its linear prior it has another optimum, at a strength that begins
+far above all that a denoiser is trained for, which the tuner misses from the defaults.
 """
 
 from __future__ import annotations
