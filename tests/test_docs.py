@@ -1,6 +1,7 @@
 """The documents name what is registered."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,13 @@ def test_the_example_of_a_network_works():
     gradient = torch.randn(2, 1, 16, 16)
     assert torch.equal(operator(gradient, State(0, gradient, gradient, gradient, None)), gradient)
     assert get("rules", "distilled").method(spec).name == "two-layers+distilled"
+
+
+def test_the_readmes_boards_are_those_that_are_kept() -> None:
+    boards = runpy.run_path(str(ROOT / "studies" / "results" / "boards.py"))
+    table = boards["table"](boards["boards"]())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{boards['BEGIN']}\n{table}\n{boards['END']}" in text
+    for board in boards["boards"]().values():
+        assert board["setting"].str.contains("dipa-bench study --task").all()
+        assert (board["replicates"] >= 2).all() and board["verdict"].notna().all()
