@@ -53,6 +53,7 @@ class TrialQueue:
     ) -> None:
         self._study, self._space, self._objectives = study, dict(space), objectives
         self._mine: dict[int, optuna.Trial] = {}
+        self._reported: set[tuple[int, int]] = set()  # trial, step
 
     def ended(self) -> list[RunRecord]:
         """Records of trials that ended anywhere else; none here, they are all on this disk."""
@@ -97,7 +98,9 @@ class TrialQueue:
     def report(self, number: int, step: int, value: float) -> bool:
         """Takes a value on the way; whether the trial is to be given up."""
         trial = self._mine[number]
-        trial.report(value, step)
+        if (number, step) not in self._reported:  # a job that is done again tells it again
+            trial.report(value, step)
+            self._reported.add((number, step))
         return trial.should_prune()
 
     def tell(self, number: int, record: RunRecord) -> bool:
