@@ -24,7 +24,7 @@ from dipa_bench.reports.columns import p_text
 from dipa_bench.reports.conclusions import conclusions, verdict
 from dipa_bench.reports.generalisation import by_study
 from dipa_bench.reports.importance import LEAST, parameter_importance
-from dipa_bench.reports.leaderboard import image_rows, leaderboard
+from dipa_bench.reports.leaderboard import base_studies, image_rows, leaderboard
 from dipa_bench.reports.rendering import caveats, settings
 from dipa_bench.reports.text import plain, short
 from dipa_bench.reports.tuning import UNITS, curves
@@ -144,7 +144,7 @@ def _page(results: TaskResults) -> str:
     """The page's HTML."""
     methods = results.methods
     names = [] if methods.empty else [str(name) for name in methods["method"]]
-    studies = _shown(methods)
+    studies = sorted(set(base_studies(methods)))
     style = looks(names)
     sections = [_section(results, study, style, index) for index, study in enumerate(studies)]
     return _template().render(
@@ -156,15 +156,6 @@ def _page(results: TaskResults) -> str:
         cell=_cell,
         p_text=p_text,
     )
-
-
-def _shown(methods: pd.DataFrame) -> list[str]:
-    """The studies with a section of their own: all but replicates of a study that has one."""
-    if methods.empty:
-        return []
-    studies = set(methods["study"])
-    again = methods[(methods["replicate"] > 0) & methods["replicate_of"].isin(studies)]
-    return sorted(studies - set(again["study"]))
 
 
 def _template() -> jinja2.Template:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -46,7 +47,7 @@ def paired_plot(pair: Pair) -> go.Figure:
     low, high = pair.found.interval()
     figure.add_hline(0, line_color="grey", line_width=1)
     figure.add_hline(pair.found.mean, line_dash="dash")
-    if low == low:
+    if math.isfinite(low):
         figure.add_hrect(low, high, opacity=0.15, line_width=0, fillcolor="steelblue")
     figure.update_layout(
         xaxis_title=f"PSNR of {html.escape(short(pair.second))} [dB]",

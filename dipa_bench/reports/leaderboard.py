@@ -129,6 +129,7 @@ def _study_rows(
     for needed in {row["reference"] for row in merged.values()} - scores.keys():
         scores[needed] = image_rows(results, study, needed)
     grids = {name: comparison.by_replicate(rows) for name, rows in scores.items()}
+    ssim = {name: comparison.by_replicate(rows, "ssim") for name, rows in scores.items()}
     versus = {
         name: comparison.differences(grids[name], grids[row["reference"]])
         for name, row in merged.items()
@@ -153,7 +154,7 @@ def _study_rows(
             "unpaired_images": pairs[name].unpaired if pairs[name].images else 0,
         }
         row["tuning_gain"] = row["psnr"] - row["published"]
-        row |= _ssim(scores[name], scores[row["reference"]])
+        row |= _ssim(ssim[name], ssim[row["reference"]])
         if row["state"] == "finished" and math.isnan(row["psnr"]):
             row["reason"] = _why_unscored(scores[name])
     _rank(list(merged.values()))
@@ -197,9 +198,8 @@ def _compared(
 
 def _ssim(ours: pd.DataFrame, theirs: pd.DataFrame) -> Row:
     """SSIM and its paired difference, with their own error alone."""
-    grid, other = (comparison.by_replicate(rows, "ssim") for rows in (ours, theirs))
-    pair, _ = comparison.differences(grid, other, "ssim")
-    return _ends("ssim", comparison.compare(grid)) | _ends(
+    pair, _ = comparison.differences(ours, theirs, "ssim")
+    return _ends("ssim", comparison.compare(ours)) | _ends(
         "ssim_difference", comparison.compare(pair)
     )
 
