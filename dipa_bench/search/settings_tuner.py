@@ -32,6 +32,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution, IntDistribution
@@ -115,7 +116,7 @@ class SettingsTuner:
         self._space = dict(space)
         self._seed, self._shared_seed = seed, shared_seed
         self._conditions = dict(conditions or {})
-        self._admits = admits
+        self._task_admits = admits
         self._limits = {name: limit for name, limit in (limits or {}).items() if name in space}
         self._choices = [
             name for name, found in space.items() if isinstance(found, CategoricalDistribution)
@@ -131,7 +132,10 @@ class SettingsTuner:
         self._points = [self._complete(self._anchor, point) for point in points] or [self._anchor]
         self._screened, self._refined = min(SCREENED, images), min(REFINED, images)
         self._images = images
+        # what follows from the space alone, or is over, of which every step asks again
         self._regions: dict[tuple, list[Proposal]] = {}
+        self._places: dict[tuple, _Place] = {}
+        self._admitted: dict[tuple, bool] = {}
         width = len(self._numbers(dict.fromkeys(self._space)))
         self._budget, self._shortest = budget, 2 * width + 1
         self._plan = _Plan.of(budget, len(self._points), len(self._branches), width)
@@ -225,12 +229,27 @@ class SettingsTuner:
 
     def _apart(self, one: Params, other: Params) -> bool:
         """Whether two points are of different branches, or far from each other in the unit cube."""
-        names = self._numbers(one)
-        if not self._alike(one, other) or names != self._numbers(other):
+        first, second = self._place(one), self._place(other)
+        if first.branch != second.branch:
             return True
-        if not names:
-            return False
-        return bool(np.max(np.abs(self._units(one, names) - self._units(other, names))) > FAR)
+        pairs = zip(first.units, second.units, strict=True)
+        return any(abs(here - there) > FAR for here, there in pairs)
+
+    def _place(self, params: Params) -> _Place:
+        key = _key(params)
+        if key not in self._places:
+            names = self._numbers(params)
+            choices = [(name, params.get(name)) for name in self._choices]
+            units = self._units(params, names).tolist()
+            self._places[key] = _Place((*choices, *names), tuple(units))
+        return self._places[key]
+
+    def _admits(self, params: Params) -> bool:
+        """Whether the task has nothing against a draw."""
+        key = _key(params)
+        if key not in self._admitted:
+            self._admitted[key] = self._task_admits(params)
+        return self._admitted[key]
 
     def _left(self, book: _Book) -> int:
         """Evaluations of the budget that are left for trust regions on more images."""
@@ -327,9 +346,6 @@ class SettingsTuner:
             if name in params and name not in self._choices and not found.single()
         ]
 
-    def _alike(self, one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
-        return all(one.get(name) == other.get(name) for name in self._choices)
-
     def _complete(self, base: Mapping[str, Value], change: Mapping[str, Value]) -> Params:
         """A point changed, with all parameters that count then and no others, within the limits.
 
@@ -398,6 +414,13 @@ class SettingsTuner:
             whole = isinstance(self._space[name], IntDistribution)
             found[name] = round(value) if whole else value
         return found
+
+
+class _Place(NamedTuple):
+    """Where a point lies: its choices with the names of its numbers, and these in the unit cube."""
+
+    branch: tuple
+    units: tuple[float, ...]
 
 
 class _Fraction(float):
@@ -469,6 +492,8 @@ class _Book:
             self._known.setdefault(_key(one.params), []).append(psnr)
         self._asked: dict[tuple, Params] = {}
         self._psnr: dict[tuple, np.ndarray] = {}
+        self._means: dict[tuple, float] = {}  # of settings over so many images
+        self._leaders: dict[int, tuple | None] = {}  # over so many images
         self._runs: set[tuple] = set()
 
     def need(self, proposals: Sequence[Proposal]) -> None:
@@ -486,6 +511,8 @@ class _Book:
             self._asked.setdefault(key, one.params)
             if key not in self._psnr or len(psnr) > len(self._psnr[key]):
                 self._psnr[key] = psnr
+                self._means.clear()
+                self._leaders.clear()
             self._runs.add((key, one.images))
 
     def found(self, proposal: Proposal) -> np.ndarray | None:
@@ -511,16 +538,32 @@ class _Book:
 
     def value(self, params: Params, images: int) -> float:
         """Mean PSNR [dB] over the first images; from fewer by the difference to the best."""
-        psnr = self._psnr[_key(params)]
+        key = _key(params)
+        psnr = self._psnr[key]
         if not len(psnr):
             return FAILED
         if len(psnr) >= images:
-            return float(psnr[:images].mean())
-        whole = [self._psnr[_key(other)] for other in self.seen(images)]
-        if not whole:
-            return float(psnr.mean())
-        best = max(whole, key=lambda found: found[:images].mean())
-        return float(best[:images].mean() + (psnr - best[: len(psnr)]).mean())
+            return self._mean(key, images)
+        best = self._leader(images)
+        if best is None:
+            return self._mean(key, len(psnr))
+        lead = self._mean(key, len(psnr)) - self._mean(best, len(psnr))
+        return self._mean(best, images) + lead
+
+    def _leader(self, images: int) -> tuple | None:
+        """The best of what was run on at least so many images."""
+        if images not in self._leaders:
+            whole = [_key(params) for params in self.seen(images)]
+            self._leaders[images] = max(
+                whole, key=lambda key: self._mean(key, images), default=None
+            )
+        return self._leaders[images]
+
+    def _mean(self, key: tuple, images: int) -> float:
+        """Mean PSNR [dB] over the first images."""
+        if (key, images) not in self._means:
+            self._means[key, images] = float(self._psnr[key][:images].mean())
+        return self._means[key, images]
 
     def best(self, images: int, among: Sequence[Params] = ()) -> Params:
         """The first of `ranked`."""
