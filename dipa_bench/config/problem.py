@@ -7,7 +7,7 @@ import torch
 from dipa_bench import registry
 from dipa_bench.config.study_file import Problem
 from dipa_bench.data.images import DatasetSpec, ImageRequest, Splits
-from dipa_bench.data.load import find
+from dipa_bench.data.load import find, splits
 from dipa_bench.data.signals import COMPLEX
 from dipa_bench.parameters import build
 from dipa_bench.priors import user
@@ -40,7 +40,7 @@ def build_task(
     options = build(spec.options, problem.options)
     prior = user.build(problem.prior)
     dataset, place = find(problem.dataset or spec.dataset, problem.data_root)
-    loaded = dataset.load(ImageRequest(problem.size, problem.color, place))
+    loaded = splits(dataset, ImageRequest(problem.size, problem.color, place))
     images = spec.prepare(loaded, options)
     channels = images.shape[0]
     if channels == COMPLEX:

@@ -27,10 +27,11 @@ def load(request: ImageRequest) -> Splits:
     if request.color:
         raise UserError("the faces are gray: leave out problem.color")
 
+    place = folder()
     pictures, names, subjects = [], [], []
     for person in range(1, 41):
         for shot in range(1, 11):
-            picture = imread(folder() / f"s{person}" / f"{shot}.pgm")
+            picture = imread(place / f"s{person}" / f"{shot}.pgm")
             pictures.append(square(picture / 255.0, request.size))
             names.append(f"s{person}/{shot}")
             subjects.append(f"s{person}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 from dipa_bench import registry
@@ -27,6 +29,20 @@ def find(name: str, root: str | None = None) -> tuple[DatasetSpec, Path | None]:
     return spec, Path(place).expanduser() if place else None
 
 
+def splits(spec: DatasetSpec, request: ImageRequest) -> Splits:
+    """What a dataset loads; of those inside packages the last few are kept for the process.
+
+    Raises:
+        UserError: its data is missing or does not fit the request.
+    """
+    return replace(_packaged(spec, request), reads=[]) if spec.embedded else spec.load(request)
+
+
+@functools.lru_cache(maxsize=4)
+def _packaged(spec: DatasetSpec, request: ImageRequest) -> Splits:
+    return spec.load(request)
+
+
 def load(name: str, size: int, *, color: bool = False, root: str | None = None) -> Splits:
     """The splits of ``NAME`` or ``NAME:PATH`` at size x size pixels; the rest as in `find`.
 
@@ -34,4 +50,4 @@ def load(name: str, size: int, *, color: bool = False, root: str | None = None) 
         UserError: no such dataset, or its data is missing or does not fit.
     """
     spec, place = find(name, root)
-    return spec.load(ImageRequest(size, color, place))
+    return splits(spec, ImageRequest(size, color, place))

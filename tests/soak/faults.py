@@ -391,8 +391,8 @@ FAULTS = [
     Fault(
         "p-values are not corrected for the rows",
         "dipa_bench/reports/comparison.py",
-        'alpha=LEVEL, method="holm")',
-        'alpha=LEVEL, method="fdr_bh")',
+        "np.arange(len(order), 0, -1)",
+        "np.ones(len(order))",
         COMPARISON,
     ),
     Fault(
