@@ -146,6 +146,23 @@ class Declared:
         return kinds <= {int, NoneType} and int in kinds
 
 
+@dataclass(frozen=True)
+class Key:
+    """A key that can be set.
+
+    Attributes:
+        name: dotted, as in ``--set name=value``.
+        default: as TOML; empty where there is none, or where only the problem can give it.
+        range: what is searched, or else what is allowed.
+        meaning: in a line; may be empty.
+    """
+
+    name: str
+    default: str
+    range: str
+    meaning: str
+
+
 def declared(
     model: type[Parameters],
     solver: str,

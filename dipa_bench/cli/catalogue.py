@@ -11,16 +11,21 @@ import fnmatch
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dipa_bench import registry
 from dipa_bench.files import write_json
+
+if TYPE_CHECKING:
+    from dipa_bench.parameters import Key
+
+Kept = TypeVar("Kept")
 
 SOLVER = "solve."  # how the names of the solver's parameters begin
 
@@ -51,14 +56,37 @@ def catalogue(kind: str, pattern: str = "*") -> list[Facts]:
     return found or (_asked(kind, pattern) if kind == "methods" else [])
 
 
+def keys(method: str | None) -> list[Key]:
+    """What can be set of a method, or of the whole study.
+
+    Raises:
+        UserError: no such method.
+    """
+    from dipa_bench.parameters import Key
+
+    def ask() -> list[Key]:
+        from dipa_bench.config.keys import method_keys, study_keys
+        from dipa_bench.config.overrides import OPTIONS
+
+        if method:
+            return method_keys(method)
+        return [key for key in study_keys() if key.name not in OPTIONS]
+
+    return _remembered(f"keys-{method or ''}".replace("/", "__"), Key, ask)
+
+
 def _kept(kind: str) -> list[Facts]:
     """All facts of a kind, from the cache where they are there."""
-    path = _place(kind)
+    return _remembered(kind, Facts, lambda: _asked(kind, "*"))
+
+
+def _remembered(name: str, kind: type[Kept], ask: Callable[[], list[Kept]]) -> list[Kept]:
+    """Facts from the cache; else what is asked for them, kept unless something did not load."""
+    path = _place(name)
     with suppress(OSError, ValueError, TypeError):
-        return [Facts(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
-    records = registry.describe(kind)
-    found = [_facts(kind, record) for record in records]
-    if not any(isinstance(record, registry.Broken) for record in records):
+        return [kind(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    found = ask()
+    if not any(getattr(one, "title", "") == registry.Broken.title for one in found):
         with suppress(OSError):  # a cache that cannot be written is none
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, [asdict(one) for one in found])
@@ -69,9 +97,9 @@ def _asked(kind: str, pattern: str) -> list[Facts]:
     return [_facts(kind, record) for record in registry.describe(kind, pattern)]
 
 
-def _place(kind: str) -> Path:
+def _place(name: str) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "dipa-bench" / f"{kind}-{_fingerprint()}.json"
+    return base / "dipa-bench" / f"{name}-{_fingerprint()}.json"
 
 
 def _fingerprint() -> str:

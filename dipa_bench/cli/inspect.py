@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dipa_bench import __version__, registry
-from dipa_bench.cli.catalogue import Facts, catalogue
+from dipa_bench.cli.catalogue import Facts, catalogue, keys
 from dipa_bench.cli.console import RESULTS, add_row, new_table, wide_console
 from dipa_bench.errors import UserError, brief, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+PARAMETERS = "parameters"  # what `list` shows beside what is registered
+
 
 def show_registered(kind: str | None, pattern: str) -> None:
     """Prints name, title and summary of what is registered; of methods alone, all they say."""
+    if kind == PARAMETERS:
+        show_keys(None if pattern == "*" else pattern)
+        return
     if kind is not None and kind not in registry.KINDS:
-        raise unknown("kind of registered thing", kind, registry.KINDS)
+        raise unknown("kind of registered thing", kind, (*registry.KINDS, PARAMETERS))
     for each in (kind,) if kind else registry.KINDS:
         found = catalogue(each, pattern)
         if found:
@@ -31,6 +36,34 @@ def show_registered(kind: str | None, pattern: str) -> None:
             print()
         elif kind:
             raise unknown(f"{kind[:-1]} pattern", pattern, registry.names(kind))
+
+
+def show_keys(method: str | None) -> None:
+    """Prints what can be set, of a method or of a whole study, ready for ``--set``."""
+    title = f"parameters of {method}" if method else "keys of a study, shared by all its methods"
+    table = new_table("--set", "range", "meaning", title=title)
+    for key in keys(method):
+        add_row(table, f"{key.name}={key.default or '...'}", key.range, key.meaning)
+    wide_console().print(table)
+    if method is None:
+        print("\nof a method: dipa-bench list parameters METHOD")
+    else:
+        print("\nwithout `METHOD.` in front it holds for every method of the study that has it")
+
+
+def write_study_file(file: Path, task: str) -> None:
+    """Writes a commented study file where there is none yet."""
+    from dipa_bench.config.template import template
+
+    text = template(task, str(file))
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UserError(f"{file} exists: give another name, or remove it first") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from None
+    print(f"{file}: the study of {task}; change it, then dipa-bench study --config {file}")
 
 
 def _short_table(kind: str, found: Sequence[Facts]) -> Table:

@@ -254,17 +254,31 @@ def diagnose(
     show_diagnosis(task, config, preset, device, assignments(dataset, data_root, sets))
 
 
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The study file to write, e.g. my-study.toml.")],
+    task: Annotated[str, typer.Option(help="The task whose study it begins with.")] = "sr",
+) -> None:
+    """Write a commented study file: a task's own study with every other key beside it."""
+    from dipa_bench.cli.inspect import write_study_file
+
+    write_study_file(file, task)
+
+
 @app.command("list")
 def list_registered(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="tasks, methods, operators, rules, priors or datasets; all if left out."
+            help="tasks, methods, operators, rules, priors or datasets, all if left out; or "
+            "parameters."
         ),
     ] = None,
-    pattern: Annotated[str, typer.Argument(help="Shell pattern on the names.")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(help="Shell pattern on the names; of parameters the method's name.")
+    ] = "*",
 ) -> None:
-    """List what is registered, plug-ins included."""
+    """List what is registered, plug-ins included, or the parameters of a method."""
     from dipa_bench.cli.inspect import show_registered
 
     show_registered(kind, pattern)

@@ -94,7 +94,7 @@ def _assign_shared(table: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise unknown("key in --set", key, _settable(table["methods"]))
+            raise _unknown(key, table["methods"])
     place[leaf] = value
 
 
@@ -109,7 +109,7 @@ def _assign_entries(entries: dict[str, Any], key: str, value: Any) -> None:
         if parameter in parameters_of(entries[entry].get("method") or entry)
     ]
     if not hit:
-        raise unknown("key in --set", key, _settable(entries))
+        raise _unknown(key, entries)
     for entry in hit:
         entries[entry] = {
             **entries[entry],
@@ -141,6 +141,14 @@ def parameters_of(method: str, solver: str = "red-fista") -> set[str]:
     """Names of a registered method's parameters; RED-FISTA has all that any solver has."""
     model = registry.get("methods", method).parameters
     return {item.path for item in declared(model, solver)}
+
+
+def _unknown(key: str, entries: Mapping[str, Any]) -> UserError:
+    """About a key that nothing has: the nearest, and where all of them are listed."""
+    owner = next((entry for entry in entries if key.startswith(f"{entry}.")), None)
+    method = f" {entries[owner].get('method') or owner}" if owner else ""
+    found = unknown("key in --set", key, _settable(entries))
+    return UserError(f"{found} (all: dipa-bench list parameters{method})")
 
 
 def _settable(entries: Mapping[str, Any]) -> list[str]:

@@ -30,14 +30,16 @@ class Problem(Strict):
 
     dataset: str | None = Field(None, description="a registered dataset, NAME or NAME:PATH")
     data_root: str | None = Field(None, description="where data lies for names without a path")
-    color: bool = False
-    size: Annotated[int, Field(ge=SMALLEST, le=1024)] = 32
+    color: bool = Field(False, description="three channels instead of gray images")
+    size: Annotated[int, Field(ge=SMALLEST, le=1024, description="pixels on a side")] = 32
     prior: str = Field("dncnn-small", description="registered, module:function or weights file")
     complex_prior: Literal["magnitude", "channels", "real"] = Field(
         "magnitude", description="what the prior denoises of complex images"
     )
-    solver: Literal["pnp-fista", "red-fista"] = "pnp-fista"
-    iterations: Annotated[int, Field(ge=1, le=10_000)] = 10
+    solver: Literal["pnp-fista", "red-fista"] = Field(
+        "pnp-fista", description="the iterations that are preconditioned"
+    )
+    iterations: Annotated[int, Field(ge=1, le=10_000, description="K, of the solver")] = 10
     noise: Annotated[float, Field(ge=0, description="standard deviation, images in [0, 1]")] = 0.0
     test_noise: Annotated[
         float | None, Field(ge=0, description="that of the test measurements, if another")
@@ -68,11 +70,15 @@ class BudgetSpec(Strict):
     seeds: Annotated[
         int, Field(ge=1, description="fits of a stochastic entry's winner within a replicate")
     ] = 1
-    epochs: Annotated[int, Field(ge=1)] = 4
-    final_epochs: Annotated[int, Field(ge=1)] = 4
-    train_images: Annotated[int | None, Field(ge=1)] = None
-    validation_images: Annotated[int | None, Field(ge=1)] = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    epochs: Annotated[int, Field(ge=1, description="of one trial's training")] = 4
+    final_epochs: Annotated[int, Field(ge=1, description="of the winner's training")] = 4
+    train_images: Annotated[
+        int | None, Field(ge=1, description="the first so many of the split; else all")
+    ] = None
+    validation_images: Annotated[
+        int | None, Field(ge=1, description="scored after each epoch; trials are compared on all")
+    ] = None
+    batch_size: Annotated[int, Field(ge=1, description="images of a training step")] = 16
     rungs: Annotated[
         int,
         Field(ge=1, description="stages of a trial's training, each with a third of the next's"),
@@ -173,12 +179,14 @@ RENAMED = {"rules": "protocol", "known": "points_to_evaluate"}  # keys of versio
 class StudyFile(Strict):
     """A whole study, resolved: no preset is left to apply."""
 
-    name: str = ""
-    task: str
-    protocol: Literal["tuned", "published"] = "tuned"
-    seed: Annotated[int, Field(ge=0)] = 0
-    reference: str = "identity"
-    preset: str = "quick"
+    name: str = Field("", description="of the study and its folder")
+    task: str = Field(description="see `dipa-bench list tasks`")
+    protocol: Literal["tuned", "published"] = Field(
+        "tuned", description="search every entry's settings, or run each as it was published"
+    )
+    seed: Annotated[int, Field(ge=0, description="of noise, masks, draws and fits")] = 0
+    reference: str = Field("identity", description="the entry that others are compared with")
+    preset: str = Field("quick", description="which of the file's [presets] holds")
     problem: Problem = Problem()
     budget: BudgetSpec = BudgetSpec()
     search: SearchSpec = SearchSpec()

@@ -10,7 +10,7 @@ import pytest
 
 COMMANDS = (
     *("study", "leaderboard", "dashboard", "diagnose", "list"),
-    *("rerun", "sync", "ui", "doctor"),
+    *("init", "rerun", "sync", "ui", "doctor"),
 )
 
 
@@ -194,3 +194,32 @@ def test_diagnose(call, work: Path, small) -> None:
     assert len(strengths) == len(constants) > 3
     assert all(float(text) > 0 for text in strengths + constants)
     assert "(Assumption 1)" in done.out
+
+
+def test_parameters_of_a_method_and_keys_of_a_study(call) -> None:
+    done = call("list", "parameters", "ldipa")
+    assert done.code == 0
+    assert "ldipa.train.learning_rate=0.0005" in done.out
+    assert "searched 5e-05 to 0.001, logarithmic" in done.out
+    assert "budget.settings=128" in call("list", "parameters").out
+    assert (
+        "unknown method 'ldipo': did you mean 'ldipa'?" in call("list", "parameters", "ldipo").line
+    )
+
+
+def test_an_unknown_key_points_to_the_list_of_its_method(call) -> None:
+    done = call("study", "--task", "sr", "--set", "ldipa.train.learning_rat=1")
+    assert done.code == 2
+    assert "did you mean 'ldipa.train.learning_rate'?" in done.line
+    assert done.line.strip().endswith("(all: dipa-bench list parameters ldipa)")
+
+
+def test_a_study_file_is_written_once_and_can_be_run(call, work: Path) -> None:
+    assert call("init", "mine.toml", "--task", "cs").code == 0
+    written = Path("mine.toml").read_text()
+    again = call("init", "mine.toml")
+    assert (again.code, Path("mine.toml").read_text()) == (2, written)
+    assert "mine.toml exists: give another name, or remove it first" in again.line
+    assert "cannot be written" in call("init", "missing/mine.toml").line
+    done = call("study", "--config", "mine.toml", "--set", "problem.siz=1")
+    assert done.code == 2 and "did you mean 'size'?" in done.line
