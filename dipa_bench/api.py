@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    from deepinv.physics import LinearPhysics
 
     from dipa_bench.execution.study import Outcome, Study
+    from dipa_bench.methods import Method
+    from dipa_bench.preconditioners import Preconditioner
     from dipa_bench.runs.restore import LearnedRun
     from dipa_bench.search.callbacks import StudyCallback
     from dipa_bench.tracking.results import TaskResults
@@ -70,7 +73,11 @@ def run_study(
     study: str | Path | Mapping[str, Any] | None = None,
     *,
     task: str | None = None,
-    methods: str | Sequence[str] | None = None,
+    physics: LinearPhysics | None = None,
+    teacher: LinearPhysics | None = None,
+    images: Any = None,
+    prior: Any = None,
+    methods: str | Sequence[str | Preconditioner | Method] | None = None,
     trials: int | None = None,
     minutes: float | None = None,
     replicates: int | None = None,
@@ -96,7 +103,14 @@ def run_study(
     Args:
         study: path of a study file, name of an embedded one, or a table as of a study file.
         task: task whose embedded study to run, e.g. ``sr``; not needed where `study` names one.
-        methods: entries to run, e.g. ``["identity", "ldipa"]``; patterns and ``all`` work.
+        physics: an operator of your own, a deepinv `LinearPhysics`, instead of a task.
+        teacher: a simulated, better-conditioned one, for methods that learn from it.
+        images: of your own: N x C x H x W in [0, 1] (C = 1 gray, 3 colour, 2 real and imaginary
+            part), N x H x W, a dataset of such, a dictionary of the splits ``train``,
+            ``validation`` and ``test``, or a folder.
+        prior: a denoiser (v, sigma) or (v) for B x C x H x W, or the name of one.
+        methods: entries to run, e.g. ``["identity", "ldipa"]``; patterns and ``all`` work, and
+            `Preconditioner` and `Method` objects beside names.
         trials: solver settings of each method, and fits, at most; else ``budget.settings`` and
             ``budget.fits`` of the study and preset.
         minutes: of each method's search instead of these.
@@ -118,19 +132,36 @@ def run_study(
         root: the results folder.
         callback: told of everything while the study runs (`dipa_bench.StudyCallback`).
 
+    Objects stay in this process: they go with neither `workers`, `cluster` nor `storage`, and the
+    study is repeated or continued by handing over the same again.
+
     Raises:
         UserError: a setting that does not exist or cannot be had; the message names the cure.
         StudyStopped: a KeyboardInterrupt; the same call continues the study.
         OSError: a disk that is full or read-only; what is finished is kept.
     """
+    from dipa_bench.config.live_study import LiveParts, LiveStudy
+    from dipa_bench.errors import UserError
     from dipa_bench.execution.study import Request, Study
     from dipa_bench.search.callbacks import StudyCallback
 
+    asked = LiveStudy(
+        study,
+        task,
+        methods,
+        assignments(dataset, data_root, set),
+        LiveParts(physics, teacher, images, prior),
+    )
+    if asked.live and (workers, cluster, storage) != (None,) * 3:
+        raise UserError(
+            f"{', '.join(asked.live)}: objects stay in this process: leave out workers, cluster "
+            "and storage"
+        )
     prepared = Study(
         Request(
-            config=study,
-            task=task,
-            methods=methods,
+            config=asked.config,
+            task=asked.task,
+            methods=asked.methods,
             trials=trials,
             minutes=minutes,
             preset=preset,
@@ -138,7 +169,7 @@ def run_study(
             device=device,
             seed=seed,
             name=name,
-            sets=assignments(dataset, data_root, set),
+            sets=asked.sets,
             replicates=replicates,
             workers=workers,
             cluster=cluster,
@@ -147,6 +178,7 @@ def run_study(
             root=Path(root),
         )
     )
+    asked.check(prepared.task)
     return run_prepared(prepared, callback or StudyCallback())
 
 

@@ -1,4 +1,4 @@
-"""Users' own code: ``module:function``, importable from the working directory."""
+"""Users' own code: ``module:function``, importable from the working directory, or live objects."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dipa_bench import live
 from dipa_bench.errors import UserError, brief
 
 
@@ -22,6 +23,8 @@ def attribute(name: str, what: str) -> Any:
     Raises:
         UserError: it cannot be imported.
     """
+    if live.is_name(name):
+        return live.get(name, what)
     module, colon, leaf = name.partition(":")
     here = str(Path.cwd())
     added = here not in sys.path

@@ -19,6 +19,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from dipa_bench import live
 from dipa_bench.errors import UserError, brief, unknown
 
 KINDS = ("tasks", "methods", "operators", "rules", "priors", "datasets")
@@ -77,6 +78,8 @@ def get(kind: str, name: str) -> Any:
     Raises:
         UserError: no such name (the message has the nearest one), or its package does not load.
     """
+    if live.is_name(name):
+        return live.get(name, kind[:-1])
     entry = _entries(kind).get(name)
     if entry is None and kind == "methods" and JOINT in name:
         operator, rule = name.split(JOINT, 1)

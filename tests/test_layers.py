@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = {"errors", "parameters", "devices", "digests", "registry", "imports", "files", "names"}
+BASE = {
+    "errors",
+    "parameters",
+    "devices",
+    "digests",
+    "registry",
+    "imports",
+    "files",
+    "names",
+    "live",
+}
 PROBLEM = {"tasks", "data", "priors", "solvers", "preconditioners"}
 METHODS = BASE | PROBLEM | {"methods", "metrics"}
 MEASURED = BASE | {"statistics", "tracking"}

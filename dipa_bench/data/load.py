@@ -6,7 +6,7 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
-from dipa_bench import registry
+from dipa_bench import live, registry
 from dipa_bench.data.images import DatasetSpec, ImageRequest, Splits
 from dipa_bench.errors import UserError
 
@@ -21,12 +21,26 @@ def find(name: str, root: str | None = None) -> tuple[DatasetSpec, Path | None]:
     Raises:
         UserError: no such dataset, or a path for one that comes with the package.
     """
+    if live.is_name(name):
+        return _of_the_program(name), None
     bare, _, path = name.partition(":")
     place = path or root
     spec = registry.get("datasets", bare)
     if path and spec.embedded:
         raise UserError(f"dataset {bare!r} comes with the package: leave out the path {path!r}")
     return spec, Path(place).expanduser() if place else None
+
+
+def _of_the_program(name: str) -> DatasetSpec:
+    """The record of images that a program handed over."""
+    return DatasetSpec(
+        name=name,
+        title="Images of the program",
+        summary="handed over as an object",
+        load=lambda request: replace(live.get(name, "dataset"), reads=[]),
+        caveat="whom each image shows is unknown: each counts as its own subject",
+        embedded=False,
+    )
 
 
 def splits(spec: DatasetSpec, request: ImageRequest) -> Splits:

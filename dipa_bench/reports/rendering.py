@@ -15,7 +15,7 @@ import pandas as pd
 from dipa_bench.errors import unknown
 from dipa_bench.reports.columns import Column, chosen, interval_text, number_text, p_text, shown
 from dipa_bench.reports.conclusions import conclusions
-from dipa_bench.reports.text import inert, plain, short, tex
+from dipa_bench.reports.text import counted, inert, plain, short, tex
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,9 +91,10 @@ def settings(rows: pd.DataFrame) -> list[str]:
     told = dict.fromkeys(plain(text) for text in rows["setting"].dropna() if text)
     if not told:
         return []
-    counts = f"{int(rows['images'].max())} test images of {int(rows['subjects'].max())} subjects"
-    runs = f"{int(rows['replicates'].max())} replicates"
-    return [f"{counts}, {runs}; {text}" for text in told]
+    images = counted(rows["images"].max(), "test image")
+    subjects = counted(rows["subjects"].max(), "subject")
+    runs = counted(rows["replicates"].max(), "replicate")
+    return [f"{images} of {subjects}, {runs}; {text}" for text in told]
 
 
 def caveats(rows: pd.DataFrame) -> list[str]:
@@ -171,7 +172,8 @@ def render_frame(frame: pd.DataFrame, format: str) -> str:
 def render_pair(pair: Pair) -> str:
     """Two rows image by image, for a terminal."""
     found, low_high = pair.found, pair.found.interval()
-    scope = f"{found.images} images of {found.subjects} subjects, {found.replicates} replicates"
+    subjects, runs = counted(found.subjects, "subject"), counted(found.replicates, "replicate")
+    scope = f"{counted(found.images, 'image')} of {subjects}, {runs}"
     lines = [
         f"{short(pair.first)} minus {short(pair.second)}: "
         f"{interval_text(found.mean, *low_high, '+.2f')} dB, {pair.verdict.word} ({scope})",

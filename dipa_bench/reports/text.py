@@ -14,6 +14,11 @@ def short(text: object, length: int = 60) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
+def counted(number: float, noun: str) -> str:
+    """A number of things: ``1 replicate``, ``2 replicates``."""
+    return f"{int(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def inert(text: str) -> str:
     """Text that Markdown shows as it is: no cells, emphasis, links or HTML."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#&~$" else c for c in text)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dipa_bench import live
 from dipa_bench.tracking.location import redacted
 from dipa_bench.tracking.records import RunRecord
 
@@ -33,12 +34,14 @@ def setting_of(record: RunRecord) -> str:
     problem, budget = study.get("problem", {}), study.get("budget", {})
     parts = [
         _images(problem),
-        f"prior {problem.get('prior')}",
+        f"prior {_named(problem.get('prior'))}",
         f"{problem.get('solver')}",
         f"K = {problem.get('iterations')}",
         f"noise {_number(problem.get('noise'))}",
     ]
-    options = [f"{name} {_number(value)}" for name, value in problem.get("options", {}).items()]
+    options = [
+        f"{name} {_named(_number(value))}" for name, value in problem.get("options", {}).items()
+    ]
     spent = f"preset {record.preset}"
     if record.protocol == "tuned":
         spent = f"{_budget(budget)}, {spent}"
@@ -53,8 +56,15 @@ def setting_of(record: RunRecord) -> str:
 
 def _images(problem: dict[str, Any]) -> str:
     size, name = problem.get("size"), str(problem.get("dataset") or "user's images")
+    if live.is_name(name):
+        name = "images of the program"
     colour = " in colour" if problem.get("color") else ""
     return f"{name.partition(':')[0]} {size} x {size}{colour}"
+
+
+def _named(name: Any) -> str:
+    """A name as a stranger reads it."""
+    return "of the program" if live.is_name(str(name)) else str(name)
 
 
 def _budget(budget: dict[str, Any]) -> str:
