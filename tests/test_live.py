@@ -112,9 +112,7 @@ def test_three_lines_make_a_study_that_goes_on_and_is_repeated(place: Path) -> N
         patch.setattr(live, "_objects", {})  # as in another process
         with pytest.raises(dipa_bench.UserError, match="an object of the program that ran the"):
             rerun.repeat(record, place / "mlruns", device)
-    with pytest.raises(
-        dipa_bench.UserError, match="study .own. exists with problem.options.operators"
-    ):
+    with pytest.raises(dipa_bench.UserError, match=r"exists with problem\.options\.operators"):
         study(**asked | {"physics": masked(0.5)})
 
 

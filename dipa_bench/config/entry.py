@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from optuna.distributions import BaseDistribution
@@ -13,7 +13,6 @@ from dipa_bench.config.study_file import MethodSpec, StudyFile
 from dipa_bench.errors import UserError, brief
 from dipa_bench.methods import Method, relative
 from dipa_bench.parameters import Value
-from dipa_bench.solvers.momentum import STEP_LIMITS
 from dipa_bench.tasks.base import Task
 
 LOOKS = 64  # points of a search space before it counts as out of reach
@@ -101,19 +100,6 @@ class Entry:
         """The searched solver settings, frozen ones included; the same for every entry."""
         found = parameters.space(self.method.parameters, task.solver, task)
         return [name for name in found if name.startswith("solve.")]
-
-    def limits(self, task: Task) -> dict[str, Callable[[Mapping[str, Value]], float]]:
-        """Searched parameters whose range depends on others: the draw to the largest value.
-
-        That is the step, with the declared range and in relative units: its limit is the
-        momentum's.
-        """
-        name, defaults = "solve.step", self.defaults(task)
-        if name in self.spec.search or defaults.get("solve.units") != "relative":
-            return {}
-        return {
-            name: lambda draw: STEP_LIMITS[(defaults | dict(draw)).get("solve.momentum", "none")]
-        }
 
     def distributions(self, task: Task) -> dict[str, BaseDistribution]:
         """The same for Optuna."""

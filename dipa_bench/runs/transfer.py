@@ -261,7 +261,6 @@ def _tuned(
         admitted,
         run.entry.solver_names(task),
         shared,
-        limits=run.entry.limits(task),
     )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():

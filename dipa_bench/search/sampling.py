@@ -59,8 +59,6 @@ class NumberedSampler(BaseSampler):
         shared_seed: of their own Sobol sequence; the same for all entries of a study.
         conditions: parameter to the condition under which it counts.
         admits: whether the task has nothing against a draw.
-        limits: floats whose largest value depends on the rest of a draw: points of a sequence are
-            drawn as a fraction of it, what a model draws is cut; given points stay as they are.
         kind: of `KINDS`.
         first: index of the first trial that it draws.
 
@@ -78,7 +76,6 @@ class NumberedSampler(BaseSampler):
         conditions: Mapping[str, When] | None = None,
         admits: Callable[[dict[str, Value]], bool] = lambda draw: True,
         kind: str = "tpe",
-        limits: Mapping[str, Callable[[Mapping[str, Value]], float]] | None = None,
         first: int = 0,
     ) -> None:
         if kind not in KINDS:
@@ -91,7 +88,6 @@ class NumberedSampler(BaseSampler):
         self._conditions = dict(conditions or {})
         self._admits = admits
         self._kind = kind
-        self._limits = {name: limit for name, limit in (limits or {}).items() if name in space}
         self._begin = first
         self._first = max(STARTUP, len(self._points))  # that a model draws
 
@@ -136,12 +132,12 @@ class NumberedSampler(BaseSampler):
             given = self._points[index]
             if attempt:
                 given = {name: value for name, value in given.items() if name in self._shared}
-        return self._counted(self._scaled(draw | given) | given)
+        return self._counted(draw | given | given)
 
     def _anywhere(self, index: int, attempt: int) -> dict[str, Value]:
         """A draw from all of the space, where a model's were refused."""
         seed = digests.seed(self._seed, "anywhere", attempt)
-        return self._counted(self._scaled(uniform_point(self._space, index, seed)))
+        return self._counted(uniform_point(self._space, index, seed))
 
     def _informed(self, study: Study, trial: FrozenTrial, attempt: int) -> dict[str, Value]:
         """A model's draw: what has no condition, then what the branch has."""
@@ -162,20 +158,7 @@ class NumberedSampler(BaseSampler):
                 elif name not in found:
                     found[name] = tpe.sample_independent(study, trial, name, options)
             draw |= found
-        for name, limit in self._limits.items():
-            if name in draw:
-                draw[name] = min(draw[name], limit(draw))
         return draw
-
-    def _scaled(self, draw: Mapping[str, Value]) -> dict[str, Value]:
-        """A draw with limited parameters moved into what their limits leave of their ranges."""
-        found = dict(draw)
-        for name, limit in self._limits.items():
-            low, high = self._space[name].low, self._space[name].high
-            top = min(high, limit(draw))
-            if low < top < high:
-                found[name] = low + (draw[name] - low) * (top - low) / (high - low)
-        return found
 
     def _by_gp(
         self, block: Block, study: Study, trial: FrozenTrial, attempt: int

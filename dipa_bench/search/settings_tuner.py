@@ -96,7 +96,6 @@ class SettingsTuner:
         shared_seed: of the solver settings, the same for all entries of a study.
         conditions: parameter to the condition under which it counts.
         admits: whether the task has nothing against a draw.
-        limits: floats whose largest value depends on the rest of a draw.
     """
 
     def __init__(
@@ -111,13 +110,11 @@ class SettingsTuner:
         shared_seed: int = 0,
         conditions: Mapping[str, When] | None = None,
         admits: Callable[[Params], bool] = lambda draw: True,
-        limits: Mapping[str, Callable[[Mapping[str, Value]], float]] | None = None,
     ) -> None:
         self._space = dict(space)
         self._seed, self._shared_seed = seed, shared_seed
         self._conditions = dict(conditions or {})
         self._task_admits = admits
-        self._limits = {name: limit for name, limit in (limits or {}).items() if name in space}
         self._choices = [
             name for name, found in space.items() if isinstance(found, CategoricalDistribution)
         ]
@@ -261,7 +258,7 @@ class SettingsTuner:
         found = list(self._points)
         for turn in range(self._plan.rounds):
             for place, branch in enumerate(self._branches):
-                draw = self._with_fractions(self._anchor)
+                draw = dict(self._anchor)
                 if turn:
                     index = (turn - 1) * len(self._branches) + place
                     draw |= self._drawn(index, turn - 1)
@@ -273,14 +270,14 @@ class SettingsTuner:
         own = [name for name in self._space if name not in self._shared]
         draw = sobol_point(self._space, turn, self._shared_seed, self._shared)
         draw |= sobol_point(self._space, index, self._seed, own)
-        return self._at_fractions(draw)
+        return draw
 
     def _neighbours(self, params: Params) -> list[Params]:
         """The same numbers in all other branches, and with each other choice of its own."""
         own = [name for name in self._choices if name in params and name not in self._shared]
         changes = list(self._branches)
         changes += [{name: value} for name in own for value in self._space[name].choices]
-        moved = [self._complete(self._with_fractions(params), change) for change in changes]
+        moved = [self._complete(params, change) for change in changes]
         return [one for one in _distinct(moved) if one != params and self._admits(one)]
 
     def _ends(self, params: Params) -> list[Params]:
@@ -347,56 +344,22 @@ class SettingsTuner:
         ]
 
     def _complete(self, base: Mapping[str, Value], change: Mapping[str, Value]) -> Params:
-        """A point changed, with all parameters that count then and no others, within the limits.
-
-        Limited numbers of `base` are fractions of their ranges, those of `change` are values.
-        """
+        """A point changed, with all parameters that count then and no others."""
         found = {**base, **change}
         for name, options in self._space.items():
             if name not in found:
-                found[name] = _Fraction(0.5) if name in self._limits else value_at(options, 0.5)
-        found = {
+                found[name] = value_at(options, 0.5)
+        return {
             name: found[name]
             for name in self._space
             if name not in self._conditions or self._conditions[name].holds(found)
         }
-        for name in self._limits:
-            if isinstance(found.get(name), _Fraction):
-                low, high = self._range(name, found)
-                found[name] = low + float(found[name]) * (high - low)
-        return found
-
-    def _with_fractions(self, params: Params) -> Params:
-        """Parameters with limited numbers as fractions of what their limits leave."""
-        return self._as_fractions(
-            params, {name: self._range(name, params) for name in self._limits}
-        )
-
-    def _at_fractions(self, draw: Params) -> Params:
-        """A draw from whole ranges, limited numbers as fractions of them."""
-        whole = {name: (self._space[name].low, self._space[name].high) for name in self._limits}
-        return self._as_fractions(draw, whole)
-
-    def _as_fractions(self, params: Params, ranges: Mapping[str, tuple[float, float]]) -> Params:
-        found = dict(params)
-        for name, (low, high) in ranges.items():
-            if name in found:
-                found[name] = _Fraction((found[name] - low) / (high - low) if high > low else 0.0)
-        return found
-
-    def _range(self, name: str, params: Mapping[str, Value]) -> tuple[float, float]:
-        """Smallest and largest value of a number, given the other parameters."""
-        low, high = self._space[name].low, self._space[name].high
-        if name in self._limits:
-            limit = self._limits[name](params)
-            high = min(high, limit) if limit > low else high
-        return low, high
 
     def _units(self, params: Params, names: Sequence[str]) -> np.ndarray:
         """Numbers as a point of the unit cube."""
         found = []
         for name in names:
-            low, high = self._range(name, params)
+            low, high = self._space[name].low, self._space[name].high
             value = float(params[name])
             if self._space[name].log:
                 low, high, value = math.log(low), math.log(high), math.log(value)
@@ -407,7 +370,7 @@ class SettingsTuner:
         """A point with its numbers at a point of the unit cube."""
         found = dict(start)
         for name, unit in zip(names, np.clip(units, 0.0, 1.0).tolist(), strict=True):
-            low, high = self._range(name, start)
+            low, high = self._space[name].low, self._space[name].high
             log = self._space[name].log
             value = low * (high / low) ** unit if log else low + unit * (high - low)
             value = min(max(value, low), high)
@@ -421,10 +384,6 @@ class _Place(NamedTuple):
 
     branch: tuple
     units: tuple[float, ...]
-
-
-class _Fraction(float):
-    """A limited number as a fraction of its range: which one depends on the other parameters."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,6 @@ class Trials:
             context.seed("solver settings"),
             conditions=entry.conditions(task),
             admits=partial(entry.admits, task),
-            limits=entry.limits(task),
             kind=context.study.search.sampler,
             first=stage.first,
         )

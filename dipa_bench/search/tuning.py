@@ -127,7 +127,6 @@ class Tuning:
             shared_seed=context.seed("solver settings"),
             conditions=entry.conditions(task),
             admits=partial(entry.admits, task),
-            limits=entry.limits(task),
         )
 
     def proposals(

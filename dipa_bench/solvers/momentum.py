@@ -36,13 +36,6 @@ RULES: dict[str, Rule] = {
     "none": none,
 }
 
-STEP_LIMITS = {"textbook": 4 / 3, "published": 4 / 3, "none": 2.0}
-"""Largest step, relative to 1 / lambda_max, with which a quadratic's iterates stay bounded.
-
-With a constant momentum m the eigenvalue h of the Hessian gives x -> (1 + m) (1 - a h) x - m (1 - a
-h) x_before, stable below a h = 2 (1 + m) / (1 + 2 m): 2 for m = 0, and 4/3 as m goes to 1.
-"""
-
 
 def side_by_side(rules: Sequence[Rule], like: torch.Tensor) -> Rule:
     """The rules of consecutive parts of a batch as one: k -> m_k of each image, B x 1 x 1 x 1.

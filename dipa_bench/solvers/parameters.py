@@ -12,7 +12,6 @@ from dipa_bench.parameters import Parameters, Search
 from dipa_bench.priors.base import Prior
 from dipa_bench.solvers.base import Solver
 from dipa_bench.solvers.fista import REDFISTA, PnPFISTA
-from dipa_bench.solvers.momentum import STEP_LIMITS
 
 
 class SolveParameters(Parameters):
@@ -22,10 +21,10 @@ class SolveParameters(Parameters):
         float,
         Field(
             gt=0,
-            description="step, relative to 1/lambda_max(P A^T A); searched up to 4/3, without "
-            "momentum up to 2, where iterations without a prior stay bounded",
+            description="step, relative to 1/lambda_max(P A^T A); without a prior all iterations "
+            "stay bounded below 2 without momentum, below 4/3 with it",
         ),
-        Search(0.03, max(STEP_LIMITS.values())),
+        Search(0.03, 2.0),
     ] = 1.0
     strength: Annotated[
         float | None,

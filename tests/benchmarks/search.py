@@ -71,7 +71,6 @@ class Problem:
         self.images = self.task.images.validation
         self.entry = Entry.of(study, method)
         self.space = settings_of(self.entry.distributions(self.task))
-        self.limits = self.entry.limits(self.task)
         maps = CachedPerTask(lambda of: lmmse.cross_fitted(of, study.budget.train_images))
         self._context = FitContext(
             seed=0,
@@ -109,14 +108,6 @@ class Problem:
         """Mean over all images."""
         found = self.run(params, len(self.images), None, races=False)
         return statistics.fmean(found) if found else LOWEST
-
-    def within(self, params: Params) -> dict[str, Value]:
-        """A draw from whole ranges with its limited numbers moved into their limits."""
-        found = dict(params)
-        for name, limit in self.limits.items():
-            low, high = self.space[name].low, self.space[name].high
-            found[name] = low + (found[name] - low) * (limit(found) - low) / (high - low)
-        return found
 
 
 @dataclass
@@ -162,7 +153,7 @@ def by_optuna(sampler: Callable[[int], BaseSampler]) -> Callable[[Problem, int, 
         study.enqueue_trial(problem.defaults)
         while search.cpu < seconds:
             trial = study.ask(problem.space)
-            value = problem.psnr(problem.within(trial.params))
+            value = problem.psnr(trial.params)
             study.tell(trial, value)
             search.tell(value)
         return search
@@ -188,7 +179,6 @@ def by_tuner(problem: Problem, seed: int, seconds: float, points: Sequence[Param
         branches=BRANCHES,
         seed=seed,
         shared_seed=seed,
-        limits=problem.limits,
     )
     while (proposals := tuner.proposals(known)) and search.cpu < seconds:
         for one in proposals:
@@ -216,7 +206,7 @@ def reference(problem: Problem, count: int, cache: Path) -> float:
     if path.exists():
         return json.loads(path.read_text())["psnr"]
     seed = digests.seed("reference", problem.name)
-    drawn = [problem.within(uniform_point(problem.space, k, seed)) for k in range(count)]
+    drawn = [uniform_point(problem.space, k, seed) for k in range(count)]
     found = sorted(((problem.psnr(one), k) for k, one in enumerate(drawn)), reverse=True)
     best = found[0][0]
     for _, place in found[:STARTS]:
@@ -233,8 +223,6 @@ def refined(problem: Problem, start: Params) -> float:
 
     def ends(name: str) -> tuple[float, float]:
         low, high = problem.space[name].low, problem.space[name].high
-        if name in problem.limits:
-            high = min(high, problem.limits[name](start))
         return (math.log(low), math.log(high)) if problem.space[name].log else (low, high)
 
     def loss(units: np.ndarray) -> float:

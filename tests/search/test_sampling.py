@@ -14,13 +14,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from scipy.stats.qmc import Sobol
 
 from dipa_bench import digests
-from dipa_bench.config import study_file
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.space import sobol_point
 from dipa_bench.execution.study_folder import study_folder
 from dipa_bench.methods import relative
 from dipa_bench.search import journal, sampling
-from dipa_bench.search.sampling import KINDS, STARTUP, NumberedSampler, ask
+from dipa_bench.search.sampling import NumberedSampler, ask
 from dipa_bench.testing import small_task
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
@@ -156,61 +155,12 @@ def test_defaults_then_published_then_sobol(tmp_path: Path, lab: SimpleNamespace
     seed = digests.seed(0, "solver settings")
 
     def drawn(index: int) -> dict:
-        """With momentum a step is drawn from 0.03 to 4/3, as far along as without it to 2."""
-        point = sobol_point(entry.distributions(task), index, seed)
-        part = 1 if point["solve.momentum"] == "none" else (4 / 3 - 0.03) / (2 - 0.03)
-        return point | {"solve.step": 0.03 + (point["solve.step"] - 0.03) * part}
+        return sobol_point(entry.distributions(task), index, seed)
 
     expected = drawn(1) | {name: published[name] for name in admitted}
     assert {name: found[1][name] for name in space} == pytest.approx(expected)
     for index in (2, 3):
         assert {name: found[index][name] for name in space} == pytest.approx(drawn(index))
-
-
-LIMITED = {
-    "step": FloatDistribution(0.5, 2.0),
-    "momentum": CategoricalDistribution(("none", "textbook")),
-}
-
-
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_range_that_depends_on_another_parameter(kind: str) -> None:
-    """Points cover what the limit leaves evenly; models stay below it; given points stand."""
-
-    def limit(draw: dict) -> float:
-        return 2.0 if draw["momentum"] == "none" else 1.0
-
-    points = [{"step": 1.8, "momentum": "textbook"}, {"momentum": "textbook"}]
-    sampler = NumberedSampler(LIMITED, 3, points, kind=kind, limits={"step": limit})
-    study = optuna.create_study(sampler=sampler, direction="maximize")
-    for _ in range(STARTUP + 16):
-        trial = study.ask(LIMITED)
-        study.tell(trial, trial.params["step"])  # the model wants to go beyond
-    found = [trial.params for trial in study.trials]
-    assert found[0] == points[0]
-    assert all(0.5 <= draw["step"] <= limit(draw) for draw in found[1:])
-    assert {draw["momentum"] for draw in found[1:]} == {"none", "textbook"}
-    held = [sampler._point(index, 0) for index in range(2, 514)]
-    steps = [draw["step"] for draw in held if draw["momentum"] == "textbook"]
-    counts, _ = np.histogram(steps, bins=4, range=(0.5, 1.0))
-    assert counts.min() > 0.2 * len(steps)
-
-
-def test_only_the_declared_range_of_relative_steps_is_limited() -> None:
-    task = small_task()
-
-    def entry(**spec: object) -> Entry:
-        table = study_file.read("sr", None) | {"methods": {"identity": spec}}
-        return Entry.of(study_file.resolve(table), "identity")
-
-    (limit,) = entry().limits(task).values()
-    assert limit({"solve.momentum": "none"}) == 2
-    assert limit({"solve.momentum": "published"}) == limit({}) == pytest.approx(4 / 3)
-    (held,) = entry(set={"solve.momentum": "none"}).limits(task).values()
-    assert held({}) == 2
-    assert not entry(search={"solve.step": {"low": 0.1, "high": 3.0}}).limits(task)
-    assert not entry(set={"solve.units": "absolute"}).limits(task)
 
 
 def test_absolute_published_settings_are_converted() -> None:

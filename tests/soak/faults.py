@@ -297,10 +297,10 @@ FAULTS = [
         SEARCH,
     ),
     Fault(
-        "steps beyond the momentum's limit",
+        "one other branch is tried, not all",
         "dipa_bench/search/settings_tuner.py",
-        "high = min(high, limit) if limit > low else high",
-        "high = high",
+        "for change in changes]",
+        "for change in changes[:1]]",
         SEARCH,
     ),
     Fault(
