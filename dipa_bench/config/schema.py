@@ -55,7 +55,7 @@ class BudgetSpec(Strict):
 
     settings: Annotated[
         int, Field(ge=1, description="evaluations of solver settings, the same for every entry")
-    ] = 128
+    ] = 192
     fits: Annotated[
         int, Field(ge=1, description="fits of an entry whose fit depends on them, or on a seed")
     ] = 4

@@ -48,6 +48,7 @@ PROBED = 3  # branches in which each number is tried far from where it is
 PROBES = (0.2, 0.8)  # there, in its range: at the ends themselves hardly anything is any good
 FAR = 0.3  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
+GAIN = 0.01  # dB, less than which a turn from a far point has to bring for the search to be over
 FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
 
 Params = dict[str, Value]
@@ -208,10 +209,10 @@ class SettingsTuner:
         """Trust regions on more images: from the best, anew where that ended, then far from both.
 
         A region that has become small in a curved valley ends before the optimum; one that begins
-        anew there, and wider, goes on.
+        anew there, and wider, goes on. It is over once what was far brought no gain.
         """
         ends: list[Params] = []
-        radius = RADIUS
+        radius, reached = RADIUS, -math.inf
         while (left := self._left(book)) >= (self._shortest if ends else 1):
             self._follow(book, start, left, self._refined, radius)
             best = book.best(self._refined, book.seen(self._refined) or [start])
@@ -219,6 +220,9 @@ class SettingsTuner:
             if radius == RADIUS:
                 start, radius = best, WIDER
                 continue
+            if book.value(best, self._refined) - reached < GAIN:
+                return
+            reached = book.value(best, self._refined)
             far = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
             if not far:
                 return

@@ -201,7 +201,7 @@ def test_parameters_of_a_method_and_keys_of_a_study(call) -> None:
     assert done.code == 0
     assert "ldipa.train.learning_rate=0.0005" in done.out
     assert "searched 5e-05 to 0.001, logarithmic" in done.out
-    assert "budget.settings=128" in call("list", "parameters").out
+    assert "budget.settings=192" in call("list", "parameters").out
     assert (
         "unknown method 'ldipo': did you mean 'ldipa'?" in call("list", "parameters", "ldipo").line
     )
