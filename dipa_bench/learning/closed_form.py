@@ -36,7 +36,8 @@ from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
 
 Target = Literal["mismatch", "truth"]
-POWER = 200  # iterations of the power method
+POWER = 200  # iterations of the power method at most
+STEADY, CONVERGED = 8, 3e-7  # it is over once so many radii agree to this part of them
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -130,12 +131,16 @@ def normalise(operator: LinearOperator, task: Task) -> None:
     image = torch.randn(1, *task.shape, generator=generator).to(task.device, task.dtype)
     physics, radius = task.student, 0.0
     state = State(0, image, image, image, physics)
+    before: list[float] = []
     for _ in range(POWER):
         image = operator(physics.A_adjoint(physics.A(image)), state)
         radius = image.norm().item()
         if radius == 0:
             return
         image = image / radius
+        before = [*before[1 - STEADY :], radius]
+        if len(before) == STEADY and max(before) - min(before) <= CONVERGED * radius:
+            break
     operator.scale(task.norm_squared() / radius)
 
 

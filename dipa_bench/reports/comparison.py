@@ -215,7 +215,7 @@ def compare(scores: pd.DataFrame, others: Variance | None = None, unpaired: int 
         used = own if disagree else others
     of_subjects = Variance(statistics.standard_error(values, subjects)[0] ** 2, groups - 1)
     of_replicates = Variance(used.value / count, used.freedom) if used.freedom else Variance(0.0)
-    if own.freedom and (scores.nunique(axis=1) == 1).all():
+    if own.freedom and not np.ptp(scores.to_numpy(dtype=float), axis=1).any():
         of_replicates = Variance(0.0)  # the same in all replicates: nothing is searched or drawn
     rest = _rest(scores.to_numpy(dtype=float), codes) if own.freedom else 0.0
     parts = (of_subjects.value, of_replicates.value)

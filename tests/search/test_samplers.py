@@ -96,7 +96,7 @@ def regret(kind: str, count: int, seeds: int) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "count", "seeds", "part"),
-    [("tpe", 60, 5, 0.15), ("gp", 30, 3, 0.1)],
+    [("tpe", 60, 5, 0.15), ("gp", 30, 2, 0.15)],
 )
 def test_models_find_more_than_chance(kind: str, count: int, seeds: int, part: float) -> None:
     assert 0 < regret(kind, count, seeds) < part * regret("random", 60, 9)

@@ -72,9 +72,8 @@ def best(found: list[Evaluation], images: int = IMAGES) -> Evaluation:
     return max(whole, key=lambda one: np.mean(one.psnr))
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("images", [8, 30, IMAGES])
-def test_it_finds_the_optimum_of_a_smooth_function(seed: int, images: int) -> None:
+@pytest.mark.parametrize(("images", "seed"), [(8, 0), (30, 1), (IMAGES, 0), (IMAGES, 2)])
+def test_it_finds_the_optimum_of_a_smooth_function(images: int, seed: int) -> None:
     found = search(tuner(images=images, shared_seed=seed), smooth)
     assert len(found) <= 100
     winner = best(found, images).params
@@ -103,7 +102,7 @@ def test_every_branch_is_tried_before_anything_is_followed() -> None:
     assert all(one.params["solve.step"] == 1.0 for one in first)
 
 
-@pytest.mark.parametrize("stop", [1, 10, 33, 70])
+@pytest.mark.parametrize("stop", [10, 60])
 def test_a_search_that_was_stopped_goes_on_as_if_it_never_had_been(stop: int) -> None:
     whole = search(tuner(), smooth)
     begun = search(tuner(), smooth, most=stop)
@@ -178,7 +177,7 @@ def test_what_the_task_refuses_is_not_asked_for() -> None:
     assert smooth(best(found).params) == pytest.approx(29.0, abs=0.02)
 
 
-@pytest.mark.parametrize("budget", [FEWEST, 40, 60, 200])
+@pytest.mark.parametrize("budget", [FEWEST, 40, 120])
 def test_a_budget_is_kept(budget: int) -> None:
     found = search(tuner(budget), smooth)
     assert len(found) <= budget

@@ -36,7 +36,7 @@ three = 3
 @pytest.fixture
 def cluster(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """Two workers that start in the working folder, with a slow prior."""
-    monkeypatch.setenv("DEN_SLEEP", "0.1")
+    monkeypatch.setenv("DEN_SLEEP", "0.05")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50
     ) as running:
@@ -86,7 +86,7 @@ def test_a_cluster_does_it_and_a_killed_workers_trial_is_taken_over(
 
 
 def test_a_cluster_from_a_file_and_what_is_none(work: Path, study, monkeypatch) -> None:
-    monkeypatch.setattr("dipa_bench.execution.cluster.PATIENCE", 5.0)
+    monkeypatch.setattr("dipa_bench.execution.cluster.PATIENCE", 2.0)
     (work / "mine.py").write_text(MAKER)
     few = ("--methods", "identity", "--trials", "1", "--cluster", "mine.py:small")
     assert study(*few).code == 0

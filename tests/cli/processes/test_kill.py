@@ -35,7 +35,7 @@ def test_a_killed_study_ends_like_one_that_never_was(
     work: Path, small: list[str], study, furnish, tmp_path: Path, monkeypatch
 ) -> None:
     place = work / "mlruns" / "studies" / "killed"
-    process = Command(["study", *small, *OPTIONS], work, {"DEN_SLEEP": "0.2"})
+    process = Command(["study", *small, *OPTIONS], work, {"DEN_SLEEP": "0.1"})
     try:
         wait_for(place / "scalar" / "trial-0001", process)
         assert "is being run by another process" in study(*OPTIONS).line
@@ -129,10 +129,10 @@ def test_nothing_is_lost_or_counted_twice_after_three_kills_at_random(
     work: Path, small: list[str], study
 ) -> None:
     """Of the study or one of its two workers; `tests/soak/kills.py` kills more often."""
-    trials, place = 6, work / "mlruns" / "studies" / "killed"
+    trials, place = 4, work / "mlruns" / "studies" / "killed"
     options = ["--methods", ",".join(METHODS), "--trials", str(trials), "--name", "killed"]
     options += ["--set", "search.race=false"]
-    victim = Victim([*small, *options, "--workers", "2"], place, seed=2)
+    victim = Victim([*small, *options, "--workers", "2"], place, seed=2, sleep=0.1)
     try:
         for _ in range(3):
             assert victim.kill_one(workers_too=True), f"the study ended after {victim.kills}"

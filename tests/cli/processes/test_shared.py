@@ -40,7 +40,7 @@ class Machine:
 
     def __init__(self, folder: Path, command: list[str], url: str) -> None:
         self.folder, self.log = folder, folder / "log.txt"
-        surroundings = {"DEN_SLEEP": "0.15", "DIPA_BENCH_STORAGE": url}
+        surroundings = {"DEN_SLEEP": "0.08", "DIPA_BENCH_STORAGE": url}
         self._process = Command(command, folder, surroundings, self.log, prepare=QUICK)
 
     def end(self) -> None:

@@ -193,7 +193,7 @@ def started(work: Path, small: list[str]) -> Iterator[Callable[[], Command]]:
     def start() -> Command:
         arguments = ["study", *small, "--methods", "identity", "--trials", "4", "--name", "one"]
         arguments += ["--workers", "2"]
-        process = Command(arguments, work, {"DEN_SLEEP": "1"}, work / "log", own_group=True)
+        process = Command(arguments, work, {"DEN_SLEEP": "0.5"}, work / "log", own_group=True)
         running.append(process)
         return process
 
