@@ -14,6 +14,7 @@ from dipa_bench.tracking.results import TaskResults
 
 NEGLIGIBLE = 0.1  # seconds; a fitting time below this is no denominator
 FEW = 10  # subjects, below which intervals are rough
+STILL = 0.02  # dB of validation PSNR: a search that gains so much late has not converged
 WORDS = ("better", "worse", "equivalent", "undecided")
 
 
@@ -54,6 +55,11 @@ def warnings(board: pd.DataFrame) -> Iterator[str]:
         yield f"{subjects} subjects: intervals are rough"
     if replicates < 2:
         yield "one replicate: intervals hold subjects, not another search or fit (`--replicates 2`)"
+    for _, row in scored[scored["late_gain"] >= STILL].iterrows():
+        yield (
+            f"{short(row['method'])} gained {row['late_gain']:.2f} dB in the last quarter of its "
+            "tuning: it may not have converged (`--set budget.settings=400`)"
+        )
     for _, row in scored[scored["disagree"].astype(bool)].iterrows():
         spread = row["psnr_replicate_std"]
         yield f"replicates of {short(row['method'])} disagree (standard deviation {spread:.2f} dB)"

@@ -23,7 +23,7 @@ COLUMNS = (
     *("ssim_difference", "ssim_difference_low", "ssim_difference_high"),
     *("images", "subjects", "replicates", "disagree", "unpaired_images"),
     *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters"),
-    *("trials", "seeds", "fit_seconds", "search_seconds"),
+    *("trials", "seeds", "fit_seconds", "search_seconds", "late_gain"),
     *("protocol", "preset", "operator", "rule", "learned", "start", "state", "reason", "caveat"),
     "setting",
 )
@@ -58,7 +58,8 @@ def leaderboard(
         replicate), tuning_gain what tuning added to it; verdict one word (see
         `dipa_bench.reports.comparison`); rank the place among the study's rows by PSNR in
         hundredths of a dB, which rows alike share. Seconds and calls are those of one image,
-        fit_seconds the mean over fits, trials and search_seconds sums over replicates. Methods
+        fit_seconds the mean over fits, trials and search_seconds sums over replicates, late_gain
+        the most that the last quarter of a replicate's tuning brought [dB]. Methods
         that are not finished have no scores.
 
     Raises:
@@ -168,6 +169,8 @@ def _merged(study: str, records: list[Row]) -> Row:
     row = {name: first[name] for name in COLUMNS if name in first} | {"study": study}
     for name in ("trials", "seeds", "search_seconds"):
         row[name] = sum(record[name] for record in records)
+    gains = [record.get("late_gain", math.nan) for record in records]
+    row["late_gain"] = max((gain for gain in gains if not math.isnan(gain)), default=math.nan)
     for name in ("fit_seconds", "seconds_per_image"):
         row[name] = sum(record[name] for record in finished or records) / len(finished or records)
     if finished and len(finished) < len(records):

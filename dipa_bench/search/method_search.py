@@ -149,7 +149,9 @@ class MethodSearch:
         if winner is None:
             self._conclude(self._record, *outcome.why_none(trials))
             return
-        self._record = outcome.with_winner(self._record, winner, trials, ended)
+        self._record = outcome.with_winner(
+            self._record, winner, trials, ended, self._trials.late_gain()
+        )
         if self._trials.settled():
             patience = self._context.study.search.plateau
             self._record.notes["stopped"] = f"no gain in {patience} trials"

@@ -69,7 +69,11 @@ def why_none(trials: Sequence[RunRecord]) -> tuple[str, str]:
 
 
 def with_winner(
-    record: RunRecord, winner: RunRecord, trials: Sequence[RunRecord], ended: Sequence[RunRecord]
+    record: RunRecord,
+    winner: RunRecord,
+    trials: Sequence[RunRecord],
+    ended: Sequence[RunRecord],
+    late_gain: float | None,
 ) -> RunRecord:
     """A method's record with its winner.
 
@@ -78,7 +82,9 @@ def with_winner(
         winner: the trial.
         trials: that count.
         ended: those and others that the budget left out.
+        late_gain: what the last quarter of its tuning brought [dB]; None where nothing is tuned.
     """
+    gain = {} if late_gain is None else {"search/late_gain": late_gain}
     late = {"late_trials": len(ended) - len(trials)} if len(ended) > len(trials) else {}
     return record.model_copy(
         update={
@@ -89,6 +95,7 @@ def with_winner(
                 "val/psnr": winner.metrics["val/psnr"],
                 "search/trials": float(len(trials)),
                 "search/seconds": sum(trial.metrics.get("trial/seconds", 0) for trial in ended),
+                **gain,
             },
         }
     )

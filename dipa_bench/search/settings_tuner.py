@@ -146,6 +146,20 @@ class SettingsTuner:
         found = [Proposal(params, self._images, races=False) for params in ranked]
         return [one for one in found if book.found(one) is None]
 
+    def late_gain(self, evaluations: Sequence[Evaluation]) -> float:
+        """What the last quarter of the evaluations brought, in dB, on `REFINED` images.
+
+        Images that settings were not run on are estimated by the difference to the best.
+        """
+        book = _Book(evaluations)
+        book.need([Proposal(dict(one.params), 0, races=True) for one in evaluations])
+        early = [dict(one.params) for one in evaluations[: -(-3 * len(evaluations) // 4)]]
+        if not early:
+            return 0.0
+        ends = (book.best(self._refined), book.best(self._refined, early))
+        last, before = (book.value(params, self._refined) for params in ends)
+        return last - before
+
     def proposals(
         self, evaluations: Sequence[Evaluation], running: Sequence[Mapping[str, Value]] = ()
     ) -> list[Proposal] | None:

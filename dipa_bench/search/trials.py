@@ -146,6 +146,13 @@ class Trials:
             self._of_stage(stage), self._queue.running(), closing
         )
 
+    def late_gain(self) -> float | None:
+        """What the last quarter of the last tuning brought, in dB; None where nothing is tuned."""
+        for stage in reversed(self._stages):
+            if stage.tunes and stage.name in self._tunings:
+                return self._tunings[stage.name].late_gain(self._of_stage(stage))
+        return None
+
     def _of_stage(self, stage: Stage) -> list[RunRecord]:
         """The ended trials of a stage, by index."""
         return [self.ended[index] for index in sorted(self.ended) if stage.has(index)]

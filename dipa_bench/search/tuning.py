@@ -147,6 +147,10 @@ class Tuning:
             return self._tuner.closing(known) or None
         return self._tuner.proposals([*map(self._within, self.base.known), *known], running)
 
+    def late_gain(self, records: Sequence[RunRecord]) -> float:
+        """What the last quarter of the stage's trials brought, in dB of validation PSNR."""
+        return self._tuner.late_gain([self._evaluation(record) for record in records])
+
     def _evaluation(self, record: RunRecord) -> Evaluation:
         return self._within(Evaluation(record.params, record.validation))
 

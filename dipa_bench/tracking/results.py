@@ -42,6 +42,7 @@ class TaskResults:
             protocol ("tuned" or "published"), preset, state, reason, parameters (count), trials
             (finished), seeds, seconds_per_image, operator_calls, denoiser_calls (all three for one
             image), fit_seconds (mean over seeds), search_seconds (all trials of the method),
+            late_gain (dB that the last quarter of its tuning brought, NaN where nothing was tuned),
             published (test PSNR of the published settings, NaN where they were not run), start
             (the winner's), reference (the row that the study compares with), caveat (what to know
             of the images, or None), params (dict, the winner's), run_id, started (epoch seconds),

@@ -36,6 +36,7 @@ METHODS = {
     "denoiser_calls": float,
     "fit_seconds": float,
     "search_seconds": float,
+    "late_gain": float,
     "published": float,
     "start": object,
     "reference": object,
@@ -89,6 +90,7 @@ OF_METHOD = {  # column to metric
     "denoiser_calls": "cost/denoiser_calls",
     "fit_seconds": "fit/seconds",
     "search_seconds": "search/seconds",
+    "late_gain": "search/late_gain",
     "published": "published/psnr",
 }
 OF_TRIAL = {

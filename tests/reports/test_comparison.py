@@ -269,7 +269,8 @@ def test_words_and_warnings_of_a_board(make_results: Callable[..., TaskResults])
     noise = np.random.default_rng(0).normal(0, 0.02, 12)
     wide = np.random.default_rng(1).normal(0.1, 0.5, 12)
     made = make_results(
-        *[{"method": name} for name in ("identity", "up", "down", "same", "unsure")],
+        *[{"method": name} for name in ("identity", "up", "down", "same")],
+        {"method": "unsure", "late_gain": 0.25},
         psnr={
             "identity": list(base),
             "up": list(base + 1 + noise),
@@ -291,4 +292,6 @@ def test_words_and_warnings_of_a_board(make_results: Callable[..., TaskResults])
     assert lines[0] == f"better than identity: up {1 + noise.mean():+.2f}"
     assert any(line.startswith("equivalent to identity within 0.1 dB: same") for line in lines)
     assert any("one replicate" in line for line in lines)
+    (late,) = (line for line in lines if "last quarter" in line)
+    assert late.startswith("warning: unsure gained 0.25 dB in the last quarter of its tuning")
     assert leaderboard(made, margin=2.0).set_index("method").loc["up", "verdict"] == "equivalent"

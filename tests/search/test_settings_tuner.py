@@ -155,6 +155,16 @@ def test_ranges_conditions_and_whole_numbers_are_kept() -> None:
     assert smooth(winner) == pytest.approx(30.0, abs=0.05)
 
 
+def test_what_came_late_is_told() -> None:
+    """Nothing where the search has converged; what the best of the last quarter is better by."""
+    one, found = tuner(120), search(tuner(120), smooth)
+    assert one.late_gain(found) == pytest.approx(0.0, abs=0.01)
+    better = {**best(found).params, "solve.strength": 0.0201}
+    found.append(Evaluation(better, [value + 0.3 for value in best(found).psnr]))
+    assert one.late_gain(found) == pytest.approx(0.3, abs=0.01)
+    assert one.late_gain([]) == 0.0
+
+
 def test_settings_that_fail_are_left() -> None:
     def score(params: Mapping[str, Any]) -> float:
         failed = params["solve.start"] == "adjoint" or params["solve.step"] > 1.7

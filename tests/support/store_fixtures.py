@@ -120,6 +120,7 @@ def method_record(study: str, method: str, index: int = 0) -> RunRecord:
             "cost/seconds": 0.125,
             "fit/seconds": 2.5,
             "search/seconds": 12.25,
+            "search/late_gain": 0.125,
             "search/trials": 2.0,
             "search/seeds": 2.0,
             "test/psnr": 27.5 + index,

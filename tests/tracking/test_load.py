@@ -70,6 +70,7 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
         "denoiser_calls": 20.0,
         "fit_seconds": 2.5,
         "search_seconds": 12.25,
+        "late_gain": 0.125,
         "published": pytest.approx(math.nan, nan_ok=True),
         "start": "adjoint",
         "reference": None,
