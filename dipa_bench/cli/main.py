@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dipa_bench.cli.console import INTERRUPTED, Stopped
+from dipa_bench.cli.loading import loading_told
 from dipa_bench.errors import UserError
 
 # click's base of all usage errors, whether typer brings its own click or not
@@ -450,7 +451,8 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = app(prog_name="dipa-bench", standalone_mode=False) or 0
+        with loading_told():
+            code = app(prog_name="dipa-bench", standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer's answer to Ctrl-C
             print("stopped", file=sys.stderr)
         return code
