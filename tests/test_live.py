@@ -127,6 +127,7 @@ def test_complex_and_colour_images(channels: int) -> None:
     images = pictures(channels=channels) / (1.5 if channels == 2 else 1)
     found = study(physics=masked(0.4, channels), images=images, methods=["identity"])
     assert found.leaderboard["psnr"].notna().all()
+    assert not vars(smooth), "the program's own function is left as it is"
 
 
 def test_objects_beside_a_registered_task() -> None:

@@ -7,6 +7,7 @@ Each is checked, copied, and kept for this process under a name that tells its c
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -150,8 +151,9 @@ class LiveStudy:
             return
         if not callable(prior):
             raise UserError(f"prior is a {type(prior).__name__}: give a denoiser, (v, sigma)")
-        denoiser = _Denoiser(copy.deepcopy(prior), 3 if shape and shape[0] == 3 else 1)
-        self._set(prior=live.put(_digest(prior, denoiser.probed()), denoiser.function()))
+        channels = 3 if shape and shape[0] == 3 else 1
+        kept = _own_denoiser(prior, channels)
+        self._set(prior=live.put(_digest(prior, _probed(kept, channels)), kept))
         self.live.append("prior")
 
     def _take_methods(self) -> None:
@@ -221,29 +223,30 @@ class _Pair:
         return copy.deepcopy(physics).to(geometry.device)
 
 
-@dataclass(frozen=True)
-class _Denoiser:
-    """A denoiser as `dipa_bench.priors.user` takes one, with the channels of the images."""
+def _own_denoiser(prior: Any, channels: int) -> Any:
+    """A copy of a denoiser that says how many channels it takes, unless it does already."""
+    if inspect.isroutine(prior):
 
-    denoiser: Any
-    channels: int
+        @functools.wraps(prior)
+        def kept(*arguments: Any) -> Tensor:
+            return prior(*arguments)
+    else:
+        kept = copy.deepcopy(prior)
+    if not hasattr(kept, "channels"):
+        kept.channels = channels
+    return kept
 
-    def function(self) -> Any:
-        """The denoiser, saying how many channels it takes."""
-        if not hasattr(self.denoiser, "channels"):
-            self.denoiser.channels = self.channels
-        return self.denoiser
 
-    def probed(self) -> Tensor:
-        """What it makes of some noise, to tell it from others."""
-        v = _noise((self.channels, 16, 16)).sigmoid()
-        with torch.no_grad():
-            try:
-                return self.denoiser(v, 0.05)
-            except TypeError:
-                return self.denoiser(v)
-            except Exception:  # the study says what is wrong with it
-                return v
+@torch.no_grad()
+def _probed(denoiser: Any, channels: int) -> Tensor:
+    """What a denoiser makes of some noise, to tell it from others."""
+    v = _noise((channels, 16, 16)).sigmoid()
+    for arguments in ((v, 0.05), (v,)):
+        try:
+            return denoiser(*arguments)
+        except Exception:  # the study says what is wrong with it
+            continue
+    return v
 
 
 def _digest(found: Any, *outputs: Tensor) -> str:
