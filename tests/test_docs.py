@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,14 @@ def test_the_readmes_boards_are_those_that_are_kept() -> None:
     for board in boards["boards"]().values():
         assert board["setting"].str.contains("dipa-bench study --task").all()
         assert (board["replicates"] >= 2).all() and board["verdict"].notna().all()
+
+
+def test_every_dependency_is_justified() -> None:
+    """Each stands in a table of docs/install.md, and nothing else does."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "docs" / "install.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`([\w\[\]-]+)`", row[1])}
+    needed = {re.split(r"[<>=]", one)[0] for one in project["dependencies"]}
+    extras = {f"dipa-bench[{name}]" for name in project["optional-dependencies"]}
+    assert told == needed | extras

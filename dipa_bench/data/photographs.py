@@ -45,8 +45,8 @@ class PackagedImage:
         spec = find_spec(self.package)
         if spec is None or spec.origin is None:
             raise UserError(
-                f"package {self.package!r} carries training photographs and is not installed:"
-                " install dipa-bench again, which needs it"
+                f"the package {self.package!r} has photographs of the dataset 'natural': "
+                "pip install 'dipa-bench[natural]'"
             )
         path = Path(spec.origin).parent / self.file
         if not path.exists():
