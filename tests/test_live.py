@@ -12,7 +12,7 @@ import torch
 
 import dipa_bench
 from dipa_bench import live
-from dipa_bench.config.live_study import _splits
+from dipa_bench.config.live_study import LiveParts, LiveStudy, _splits
 from dipa_bench.preconditioners import Preconditioner
 from dipa_bench.runs import rerun
 from dipa_bench.tracking import records
@@ -182,6 +182,16 @@ def test_images_of_many_kinds_are_the_same_images() -> None:
     real = _splits(spun).train.pixels
     assert real.shape[1] == 2
     torch.testing.assert_close(real.norm(dim=1), expected.train.pixels[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("images", "dataset"),
+    [("digits", "digits"), ("folder:there", "folder:there"), (Path("there"), "folder:there")],
+)
+def test_images_by_name_or_folder(images: str | Path, dataset: str) -> None:
+    asked = LiveStudy(None, "sr", None, ["seed=1"], LiveParts(images=images))
+    assert asked.sets == [f'problem.dataset="{dataset}"', "seed=1"]
+    assert not asked.live
 
 
 def test_given_splits_are_kept() -> None:

@@ -128,12 +128,12 @@ class LiveStudy:
         if shape is None and isinstance(given, Sequence | torch.Size) and len(given) == 3:
             shape = tuple(given)
             self._set(size=shape[-1])
-        pair = _Pair(copy.deepcopy(student), copy.deepcopy(teacher))
-        probe = shape or (1, 32, 32)
-        for what, found in (("physics", student), ("teacher", teacher)):
+        pair, probe = _Pair(_copied(student), _copied(teacher)), shape or (1, 32, 32)
+        outputs = []
+        for what, found in (("physics", pair.student), ("teacher", pair.teacher)):
             if found is not None:
                 check(found, Geometry(probe), f"{what} ({type(found).__name__})")
-        outputs = [found.A(_noise(probe)) for found in (student, teacher) if found is not None]
+                outputs.append(found.A(_noise(probe)))
         self._set(
             **{"options.operators": live.put(digests.of(*outputs), pair)},
             **{"options.images": "complex"} if probe[0] == 2 else {},
@@ -187,7 +187,7 @@ class LiveStudy:
                 "Method"
             )
         name = type(found).__name__
-        kept = copy.deepcopy(found)
+        kept = _copied(found)
         self._operators[name] = kept
 
         def fit(task: Task, parameters: SolverOnly, context: FitContext) -> Iterative:
@@ -223,6 +223,12 @@ class _Pair:
         return copy.deepcopy(physics).to(geometry.device)
 
 
+def _copied(found: Any) -> Any:
+    """A copy of an object, modules on the CPU; it moves to the study's device later."""
+    kept = copy.deepcopy(found)
+    return kept.cpu() if isinstance(kept, nn.Module) else kept
+
+
 def _own_denoiser(prior: Any, channels: int) -> Any:
     """A copy of a denoiser that says how many channels it takes, unless it does already."""
     if inspect.isroutine(prior):
@@ -231,7 +237,7 @@ def _own_denoiser(prior: Any, channels: int) -> Any:
         def kept(*arguments: Any) -> Tensor:
             return prior(*arguments)
     else:
-        kept = copy.deepcopy(prior)
+        kept = _copied(prior)
     if not hasattr(kept, "channels"):
         kept.channels = channels
     return kept
