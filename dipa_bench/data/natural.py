@@ -12,7 +12,14 @@ from dipa_bench.data.sources import as_requested, packaged
 from dipa_bench.errors import UserError
 
 VALIDATION = {"skimage/coffee.png", "sporco/kodim23.png", "foolbox/imagenet_09_455.jpg"}
-INSTALL = {"skimage": "scikit-image", "sklearn": "scikit-learn", "pywt": "pywavelets"}
+EXTRA = "'dipa-bench[natural]'"
+INSTALL = {
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "pywt": "pywavelets",
+    "foolbox": EXTRA,
+    "sporco": EXTRA,
+}
 
 
 def load(request: ImageRequest) -> Splits:

@@ -219,3 +219,12 @@ def test_a_missing_package_is_named(name, package, install, monkeypatch):
 def test_loading_repeats(name):
     """The same digest again, another at another size."""
     assert load(name, 8).digest == load(name, 8).digest != load(name, 9).digest
+
+
+@pytest.mark.parametrize("package", ["foolbox", "sporco"])
+def test_photographs_of_an_extra_name_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sources.find_spec
+    absent = {package}
+    monkeypatch.setattr(sources, "find_spec", lambda name: None if name in absent else real(name))
+    with pytest.raises(UserError, match=rf"{package}/.*`pip install 'dipa-bench\[natural\]'`"):
+        load("natural", 37)
