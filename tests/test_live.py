@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 import dipa_bench
+from baselines.identity import METHOD
 from dipa_bench import live
 from dipa_bench.config.live_study import LiveParts, LiveStudy, _splits
+from dipa_bench.methods import Method
 from dipa_bench.preconditioners import Preconditioner
 from dipa_bench.runs import rerun
 from dipa_bench.tracking import records
@@ -127,12 +130,46 @@ def test_complex_and_colour_images(channels: int) -> None:
     images = pictures(channels=channels) / (1.5 if channels == 2 else 1)
     found = study(physics=masked(0.4, channels), images=images, methods=["identity"])
     assert found.leaderboard["psnr"].notna().all()
+    assert found.load("identity", "cpu").task.shape == (channels, SIDE, SIDE)
     assert not vars(smooth), "the program's own function is left as it is"
 
 
 def test_objects_beside_a_registered_task() -> None:
     found = study(physics=None, task="sr", methods=["identity"], set={"problem.iterations": 2})
     assert found.task == "sr" and found.leaderboard["psnr"].notna().all()
+    setting = found.leaderboard.loc[0, "setting"]
+    assert setting.startswith("images of the program 16 x 16, prior of the program")
+
+
+def test_objects_of_other_content_have_other_names() -> None:
+    """Also where they differ in a plain attribute, a number that a fit uses, or test images."""
+
+    class Times(Preconditioner):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+    def method(factor: float) -> Method:
+        def fit(task, parameters, context):
+            return context.reconstructor(task, parameters.solve, Times(factor))
+
+        return replace(METHOD, name="times", fit=fit)
+
+    def named(**given: Any) -> list[str]:
+        parts = LiveParts(images=given.pop("images", None))
+        asked = LiveStudy(None, "sr", given.pop("methods", None), [], parts)
+        entries = asked.config["methods"] if asked.config else {}
+        return [*asked.sets, *(one["method"] for one in entries.values() if "method" in one)]
+
+    pixels = pictures()
+    splits = {"train": pixels[:10], "validation": pixels[10:12], "test": pixels[12:]}
+    others = splits | {"test": pixels[12:].flip(-1)}
+    for one, other in (
+        ({"methods": [Times(0.5)]}, {"methods": [Times(0.25)]}),
+        ({"methods": [method(0.5)]}, {"methods": [method(0.25)]}),
+        ({"images": splits}, {"images": others}),
+    ):
+        assert named(**one) == named(**one) != named(**other)
 
 
 @pytest.mark.parametrize(

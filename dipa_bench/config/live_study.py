@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dipa_bench import digests, live, registry
 from dipa_bench.config import study_file
 from dipa_bench.data.images import ROUNDING, ImageSet, Splits
+from dipa_bench.data.signals import COMPLEX, magnitude
 from dipa_bench.data.sources import dealt
 from dipa_bench.errors import UserError, brief
 from dipa_bench.methods import FitContext, Iterative, Method, SolverOnly
@@ -109,7 +110,7 @@ class LiveStudy:
             self._set(dataset=str(images) if known else f"folder:{images}")
             return None
         splits = _splits(images)
-        name = live.put(digests.of(splits.train.pixels, splits.validation.pixels), splits)
+        name = live.put(splits.digest, splits)
         channels, height, width = splits.shape
         self._set(dataset=name, size=min(height, width), color=channels == 3)
         self.live.append("images")
@@ -136,7 +137,7 @@ class LiveStudy:
                 outputs.append(found.A(_noise(probe)))
         self._set(
             **{"options.operators": live.put(digests.of(*outputs), pair)},
-            **{"options.images": "complex"} if probe[0] == 2 else {},
+            **{"options.images": "complex"} if probe[0] == COMPLEX else {},
         )
         if sigma := _sigma(student):
             self._set(noise=sigma)
@@ -263,8 +264,23 @@ def _digest(found: Any, *outputs: Tensor) -> str:
     except (OSError, TypeError):
         source = ""
     named = getattr(target, "__qualname__", repr(target))
-    state = found.state_dict() if isinstance(found, nn.Module) else {}
-    return digests.of(named, source, list(state), *state.values(), *outputs)
+    facts = _facts(found)
+    return digests.of(named, source, list(facts), *facts.values(), *outputs)
+
+
+def _facts(found: Any) -> dict[str, Any]:
+    """Tensors, numbers and texts that an object holds, by name; of a method those its fit uses."""
+    facts = dict(found.state_dict()) if isinstance(found, nn.Module) else {}
+    held = getattr(found, "__dict__", {})
+    if isinstance(found, Method):
+        cells = getattr(found.fit, "__closure__", None) or ()
+        names = found.fit.__code__.co_freevars if cells else ()
+        held = {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}
+    for name, value in sorted(held.items()):
+        value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        if value is None or isinstance(value, bool | int | float | str | Tensor):
+            facts[name] = value
+    return facts
 
 
 def _noise(shape: Sequence[int], count: int = 1) -> Tensor:
@@ -314,7 +330,7 @@ def _pixels(images: Any) -> Tensor:
     if images.dim() != 4 or shape[1] not in (1, 2, 3):
         raise UserError(f"images are {shape}: give N x C x H x W with C = 1, 2 (complex) or 3")
     pixels = images.detach().cpu().to(torch.float32).contiguous()
-    shown = pixels.norm(dim=1) if shape[1] == 2 else pixels
+    shown = magnitude(pixels)
     low, high = shown.min().item(), shown.max().item()
     if not (low >= 0 and high <= 1 + ROUNDING):
         raise UserError(

@@ -37,7 +37,7 @@ def _of_the_program(name: str) -> DatasetSpec:
         name=name,
         title="Images of the program",
         summary="handed over as an object",
-        load=lambda request: replace(live.get(name, "dataset"), reads=[]),
+        load=lambda request: live.get(name, "dataset"),
         caveat="whom each image shows is unknown: each counts as its own subject",
         embedded=False,
     )
@@ -49,11 +49,12 @@ def splits(spec: DatasetSpec, request: ImageRequest) -> Splits:
     Raises:
         UserError: its data is missing or does not fit the request.
     """
-    return replace(_packaged(spec, request), reads=[]) if spec.embedded else spec.load(request)
+    found = _load_once(spec, request) if spec.embedded else spec.load(request)
+    return replace(found, reads=[])
 
 
 @functools.lru_cache(maxsize=4)
-def _packaged(spec: DatasetSpec, request: ImageRequest) -> Splits:
+def _load_once(spec: DatasetSpec, request: ImageRequest) -> Splits:
     return spec.load(request)
 
 

@@ -12,14 +12,6 @@ from dipa_bench.data.sources import as_requested, packaged
 from dipa_bench.errors import UserError
 
 VALIDATION = {"skimage/coffee.png", "sporco/kodim23.png", "foolbox/imagenet_09_455.jpg"}
-EXTRA = "'dipa-bench[natural]'"
-INSTALL = {
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "pywt": "pywavelets",
-    "foolbox": EXTRA,
-    "sporco": EXTRA,
-}
 
 
 def load(request: ImageRequest) -> Splits:
@@ -80,8 +72,7 @@ def _read(photograph: PackagedImage) -> np.ndarray:
     """8-bit H x W or H x W x 3."""
     from skimage.io import imread
 
-    install = INSTALL.get(photograph.package, photograph.package)
-    path = packaged(photograph.package, photograph.file, install)
+    path = packaged(photograph.package, photograph.file, photograph.install)
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return arrays["data"]

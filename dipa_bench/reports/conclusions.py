@@ -58,7 +58,7 @@ def warnings(board: pd.DataFrame) -> Iterator[str]:
     for _, row in scored[scored["late_gain"] >= STILL].iterrows():
         yield (
             f"{short(row['method'])} gained {row['late_gain']:.2f} dB in the last quarter of its "
-            "tuning: it may not have converged (`--set budget.settings=400`)"
+            "tuning: it may not have converged, a larger budget would tell"
         )
     for _, row in scored[scored["disagree"].astype(bool)].iterrows():
         spread = row["psnr_replicate_std"]

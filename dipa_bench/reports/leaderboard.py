@@ -169,7 +169,7 @@ def _merged(study: str, records: list[Row]) -> Row:
     row = {name: first[name] for name in COLUMNS if name in first} | {"study": study}
     for name in ("trials", "seeds", "search_seconds"):
         row[name] = sum(record[name] for record in records)
-    gains = [record.get("late_gain", math.nan) for record in records]
+    gains = [record["late_gain"] for record in records]
     row["late_gain"] = max((gain for gain in gains if not math.isnan(gain)), default=math.nan)
     for name in ("fit_seconds", "seconds_per_image"):
         row[name] = sum(record[name] for record in finished or records) / len(finished or records)

@@ -132,7 +132,7 @@ class NumberedSampler(BaseSampler):
             given = self._points[index]
             if attempt:
                 given = {name: value for name, value in given.items() if name in self._shared}
-        return self._counted(draw | given | given)
+        return self._counted(draw | given)
 
     def _anywhere(self, index: int, attempt: int) -> dict[str, Value]:
         """A draw from all of the space, where a model's were refused."""

@@ -234,9 +234,9 @@ class SettingsTuner:
             if radius == RADIUS:
                 start, radius = best, WIDER
                 continue
-            if book.value(best, self._refined) - reached < GAIN:
+            before, reached = reached, book.value(best, self._refined)
+            if reached - before < GAIN:
                 return
-            reached = book.value(best, self._refined)
             far = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
             if not far:
                 return

@@ -27,6 +27,7 @@ METHOD = {
     "denoiser_calls": 10.0,
     "fit_seconds": 0.0,
     "search_seconds": 100.0,
+    "late_gain": float("nan"),
     "published": 19.5,
     "start": "adjoint",
     "params": {"step": 1.0},

@@ -102,6 +102,7 @@ def test_an_entry_that_fits_goes_through_three_stages(entry: str, tmp_path: Path
         one.metrics["val/psnr"] for one in trials if one.state == "finished"
     )
     assert found.metrics["val/psnr"] >= fit.metrics["val/psnr"]
+    assert 0 <= found.metrics["search/late_gain"] < 5
     folder = study_folder(tmp_path, "small") / entry
     assert not (folder / FITS).exists()
 
