@@ -234,6 +234,7 @@ def leaderboard(
     reference: str | None = None,
     margin: float = 0.1,
     tracking_uri: str | None = None,
+    root: str | Path = ROOT,
 ) -> pd.DataFrame:
     """One row for each study and method of a task, best mean test PSNR first.
 
@@ -243,14 +244,18 @@ def leaderboard(
         protocol: only ``tuned`` or ``published`` rows.
         reference: row that differences are taken to; by default the study's.
         margin: dB; rows closer than this to the reference are equivalent.
-        tracking_uri: MLflow store; else as for `run_study`.
+        tracking_uri: MLflow store to read, or MLFLOW_TRACKING_URI; without either the runs below
+            `root` are read, and ``mlflow.db`` where they are not all there.
+        root: the results folder.
 
     Raises:
         UserError: no runs of that task, an unknown name, or a store that does not answer.
     """
     from dipa_bench.reports.leaderboard import leaderboard as ranked
 
-    results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
+    results = stored_results(
+        task, study=study, protocol=protocol, tracking_uri=tracking_uri, root=root, scores_only=True
+    )
     return ranked(results, reference=reference, margin=margin)
 
 
@@ -260,11 +265,14 @@ def stored_results(
     study: str | None = None,
     protocol: str | None = None,
     tracking_uri: str | None = None,
+    root: str | Path = ROOT,
+    scores_only: bool = False,
 ) -> TaskResults:
-    """Tables of everything that the tracking store has of a task; as `leaderboard` reads them.
+    """Tables of everything that is stored of a task; as `leaderboard` reads them.
 
     Args:
-        task, study, protocol, tracking_uri: as for `leaderboard`.
+        task, study, protocol, tracking_uri, root: as for `leaderboard`.
+        scores_only: test scores are enough; the other tables may be empty.
 
     Raises:
         UserError: as `leaderboard`.
@@ -272,11 +280,18 @@ def stored_results(
     from dipa_bench import registry
     from dipa_bench.errors import UserError, unknown
     from dipa_bench.tracking.connection import StoreUnavailable
+    from dipa_bench.tracking.folders import folder_results
     from dipa_bench.tracking.load import load_results
-    from dipa_bench.tracking.location import resolve_uri
+    from dipa_bench.tracking.location import named, resolve_uri
 
     if task not in registry.names("tasks"):  # without importing it
         raise unknown("task", task, registry.names("tasks"))
+    if named(tracking_uri) is None:
+        own = folder_results(
+            Path(root), task, study=study, protocol=protocol, scores_only=scores_only
+        )
+        if own is not None:
+            return own
     uri = resolve_uri(tracking_uri, Path.cwd())
     try:
         return load_results(uri, task, study=study, protocol=protocol)

@@ -24,6 +24,7 @@ which would flatter the method; it makes the mean NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,19 +68,23 @@ class Difference(Estimate):
     unpaired: int
 
 
-def image_scores(images: pd.DataFrame, metric: str = "psnr") -> pd.Series:
+def image_scores(
+    images: pd.DataFrame, metric: str = "psnr", within: Sequence[str] = ()
+) -> pd.Series:
     """Scores per image: the mean over seeds, with infinite PSNR counted as `CEILING`.
 
     Args:
         images: rows of one method with the columns image, subject and `metric`; one per image
             and seed.
         metric: ``"psnr"`` [dB] or ``"ssim"``.
+        within: columns whose values are kept apart.
 
     Returns:
-        Scores indexed by ``(subject, image)``; NaN where any seed has no finite score.
+        Scores indexed by ``(subject, image, *within)``; NaN where any seed has no finite score.
     """
+    keys = ["subject", "image", *within]
     if images.empty:
-        index = pd.MultiIndex.from_arrays([[], []], names=["subject", "image"])
+        index = pd.MultiIndex.from_arrays([[]] * len(keys), names=keys)
         return pd.Series([], index=index, dtype=float, name=metric)
     values = pd.to_numeric(images[metric]).astype(float)
     if metric == "psnr":
@@ -88,10 +93,11 @@ def image_scores(images: pd.DataFrame, metric: str = "psnr") -> pd.Series:
         {
             "subject": _subjects(images),
             "image": images["image"].astype(str),
+            **{name: images[name] for name in within},
             metric: values.where(np.isfinite(values)),
         }
     )
-    groups = frame.groupby(["subject", "image"])[metric]
+    groups = frame.groupby(keys)[metric]
     return groups.mean().where(groups.count() == groups.size())
 
 

@@ -60,6 +60,7 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
             study=wanted.study,
             protocol=wanted.protocol,
             tracking_uri=wanted.tracking_uri,
+            scores_only=True,
         )
         board = leaderboard(results, reference=wanted.reference, margin=wanted.margin)
         boards.append(board if wanted.sort is None else sorted_by(board, wanted.sort))

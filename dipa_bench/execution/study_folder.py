@@ -71,6 +71,7 @@ def open_context(
         if both.methods.keys() != there.methods.keys():
             queues.note("study", both.model_dump(mode="json"))
         _same(queues.agree("task", ours), ours, study.name)
+        (folder / records.SHARED).touch()
     _same(_read_digests(folder / TASK) or ours, ours, study.name)
     write_json(folder / TASK, ours)
     write_json(path, kept.model_dump(mode="json"))

@@ -145,10 +145,7 @@ def by_replicate(images: pd.DataFrame, metric: str = "psnr") -> pd.DataFrame:
     if images.empty:
         return pd.DataFrame(index=statistics.image_scores(images, metric).index)
     keys = ["replicate", "seed"]
-    found = {
-        key: statistics.image_scores(rows, metric) for key, rows in images.groupby(keys, sort=True)
-    }
-    return pd.DataFrame(found).rename_axis(["subject", "image"])
+    return statistics.image_scores(images, metric, keys).unstack(keys).sort_index(axis=1)
 
 
 def differences(

@@ -15,6 +15,11 @@ _FAMILIES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databri
 _PLUGINS = "mlflow.tracking_store"  # entry points of further kinds of store
 
 
+def named(explicit: str | None) -> str | None:
+    """The address that the user named, as ``--tracking-uri`` or ``MLFLOW_TRACKING_URI``."""
+    return explicit or os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
 def resolve_uri(explicit: str | None, root_cwd: Path) -> str:
     """The tracking store's address: `explicit`, else ``MLFLOW_TRACKING_URI``, else MLflow's own.
 
@@ -28,8 +33,8 @@ def resolve_uri(explicit: str | None, root_cwd: Path) -> str:
     Raises:
         UserError: the address is a folder (the old file store), or of a kind MLflow does not know.
     """
-    uri = explicit or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    if not uri:
+    uri = named(explicit)
+    if uri is None:
         _refuse_old_runs(root_cwd)
         return sqlite_uri(root_cwd.absolute() / "mlflow.db")
     if uri in {"databricks", "databricks-uc", "uc"}:

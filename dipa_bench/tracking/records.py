@@ -26,6 +26,8 @@ from dipa_bench.errors import UserError
 from dipa_bench.files import write_json
 
 RECORD = "record.json"
+SHARED = "shared"
+"""An empty file in the folder of a study of which other machines have rows."""
 OLD_KEYS = {"rules"}  # of records before version 0.2
 Scalar = bool | int | float | str | None
 State = Literal["running", "finished", "pruned", "diverged", "failed", "interrupted", "skipped"]

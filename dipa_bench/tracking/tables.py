@@ -136,9 +136,7 @@ class Tables:
             damaged: what to raise where one cannot be read, from the reason in words.
         """
         key = method["study"], method["method"]
-        self.methods.append(method)
         labels = dict(zip(KEYS, key, strict=True))
-        self.trials += [{**labels, **row} for row in sorted(trials, key=lambda row: row["number"])]
         with _readable(damaged):
             if path := files.get(names.IMAGES):
                 self.images.append(_table(path, IMAGES, labels))
@@ -152,6 +150,8 @@ class Tables:
                 self.operators[key] = _tensors(path)["P"]
             if path := files.get(names.LINEARISATION):
                 self.linearisations[key] = _linearised(path)
+        self.methods.append(method)
+        self.trials += [{**labels, **row} for row in sorted(trials, key=lambda row: row["number"])]
 
     def results(self, task: str) -> TaskResults:
         """The tables, with all their columns even where they are empty."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 
@@ -83,7 +84,7 @@ def _run(
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    forkserver._forkserver.__init__()  # its workers are not children of the tests' fork server
+    _start_fork_server()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -96,6 +97,29 @@ def _run(
     from dipa_bench.cli.main import main
 
     main()
+
+
+def _start_fork_server() -> None:
+    """A fork server below this process, as a command has one, which need not import all again."""
+    forkserver._forkserver.__init__()  # forget that of the tests
+    forkserver.set_forkserver_preload([*processes.PRELOAD])
+    with patch.object(forkserver.util, "spawnv_passfds", _fork):
+        forkserver.ensure_running()
+
+
+def _fork(executable: str, arguments: list[str], passed: list[int]) -> int:
+    """What `multiprocessing.util.spawnv_passfds` does, by a fork of this process."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        first = 3  # beside standard input, output and errors
+        for descriptor in [*sorted(passed), os.sysconf("SC_OPEN_MAX")]:
+            os.closerange(first, descriptor)
+            first = descriptor + 1
+        exec(arguments[-1], {})  # python -c CODE
+    finally:
+        os._exit(0)
 
 
 def workers(process: psutil.Process | None = None) -> list[psutil.Process]:
