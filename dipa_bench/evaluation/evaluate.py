@@ -136,7 +136,8 @@ def evaluate(
     """Runs `reconstructor` on the student's measurements of `images`.
 
     Args:
-        record: keep per-image curves, and time a run without them after a first to warm up.
+        record: keep per-image curves, and time a run of the first batch without them, after one to
+            warm up.
         with_ssim: compute SSIM as well (milliseconds per image).
         batch: images in one run.
     """
@@ -144,9 +145,8 @@ def evaluate(
     batches = measured.split(batch)
     if record:  # curves and first calls take time that reconstructing does not
         reconstructor.run(batches[0], task.student)
-        _, seconds = devices.timed(
-            lambda: [reconstructor.run(y, task.student) for y in batches], task.device
-        )
+        _, elapsed = devices.timed(lambda: reconstructor.run(batches[0], task.student), task.device)
+        seconds = elapsed / len(batches[0])
     runs: list[Trajectory] = []
 
     def run_all() -> None:
@@ -156,7 +156,7 @@ def evaluate(
 
     _, elapsed = devices.timed(run_all, task.device)
     if not record:
-        seconds = elapsed
+        seconds = elapsed / len(images)
     estimates = torch.cat([run.estimate for run in runs])
     mse = squared_error(estimates, truth).cpu()
     return Evaluation(
@@ -166,7 +166,7 @@ def evaluate(
         ssim=ssim(estimates, truth) if with_ssim else torch.full_like(mse, torch.nan),
         pooled=psnr_pooled(mse),
         curves=_joined([run.curves for run in runs]),
-        seconds=seconds / len(images),
+        seconds=seconds,
         operator_calls=runs[0].operator_calls,
         denoiser_calls=runs[0].denoiser_calls,
     )

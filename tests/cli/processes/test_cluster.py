@@ -24,7 +24,7 @@ MAKER = """
 from distributed import LocalCluster
 
 def small():
-    return LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None)
+    return LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=None)
 
 def number():
     return 3
