@@ -19,7 +19,6 @@ from dipa_bench.tracking.results import TaskResults
 from dipa_bench.tracking.setting import setting_of
 from dipa_bench.tracking.tables import ARTIFACTS, Tables, method_figures, trial_row
 
-
 log = logging.getLogger(__name__)
 
 SCORES = (names.IMAGES, names.SHIFTS)
