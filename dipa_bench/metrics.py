@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +26,37 @@ def squared_error(estimate: Tensor, reference: Tensor) -> Tensor:
         B values.
     """
     return (magnitude(estimate) - magnitude(reference)).flatten(1).square().mean(1)
+
+
+def nmse(estimate: Tensor, reference: Tensor) -> Tensor:
+    """||x - x*||^2 / ||x*||^2 of each image; of complex ones of the magnitudes.
+
+    Args:
+        estimate, reference: B x C x H x W.
+
+    Returns:
+        B values; infinite for a reference of zeros that was missed.
+    """
+    return squared_error(estimate, reference) / squared_error(0 * reference, reference)
+
+
+def error_by_range(
+    estimate: Tensor, reference: Tensor, onto_range: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Energies of the error in the range of A^T and in the null space of A, relative to the image.
+
+    Args:
+        estimate, reference: B x C x H x W.
+        onto_range: the orthogonal projection onto the range of A^T.
+
+    Returns:
+        Twice B values; of real images their sum is `nmse`.
+    """
+    error = estimate - reference
+    seen = onto_range(error)
+    energy = reference.flatten(1).square().sum(1)
+    parts = (part.flatten(1).square().sum(1) / energy for part in (seen, error - seen))
+    return tuple(parts)
 
 
 def psnr(estimate: Tensor, reference: Tensor) -> Tensor:

@@ -13,5 +13,11 @@ SETTINGS = "settings.json"
 SHOWN = (PICTURES, MATRIX, LINEARISATION)
 """Of a method's first seed; they stand for the method."""
 
+QUALITY = ("ssim", "nmse", "range_error", "null_error", "psnr_best")
+"""Scores of images beside PSNR: structural similarity; squared error relative to the image's energy
+(of complex images of the magnitudes), and its part that A sees and the part that it does not (of
+the complex images themselves); PSNR [dB] of the best iteration, image by image.
+"""
+
 MATCHED = "matched"
 """The setting that winners were tuned at, in the table of `SHIFTS`."""

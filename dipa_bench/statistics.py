@@ -68,37 +68,47 @@ class Difference(Estimate):
     unpaired: int
 
 
-def image_scores(
-    images: pd.DataFrame, metric: str = "psnr", within: Sequence[str] = ()
-) -> pd.Series:
+def image_scores(images: pd.DataFrame, metric: str = "psnr") -> pd.Series:
     """Scores per image: the mean over seeds, with infinite PSNR counted as `CEILING`.
 
     Args:
         images: rows of one method with the columns image, subject and `metric`; one per image
             and seed.
-        metric: ``"psnr"`` [dB] or ``"ssim"``.
+        metric: ``"psnr"`` [dB], ``"ssim"``, ...
+
+    Returns:
+        Scores indexed by ``(subject, image)``; NaN where any seed has no finite score.
+    """
+    return score_table(images, [metric])[metric]
+
+
+def score_table(
+    images: pd.DataFrame, metrics: Sequence[str], within: Sequence[str] = ()
+) -> pd.DataFrame:
+    """`image_scores` of several metrics, a column for each.
+
+    Args:
+        images: as there.
+        metrics: columns of scores.
         within: columns whose values are kept apart.
 
     Returns:
-        Scores indexed by ``(subject, image, *within)``; NaN where any seed has no finite score.
+        Indexed by ``(subject, image, *within)``.
     """
     keys = ["subject", "image", *within]
     if images.empty:
         index = pd.MultiIndex.from_arrays([[]] * len(keys), names=keys)
-        return pd.Series([], index=index, dtype=float, name=metric)
-    values = pd.to_numeric(images[metric]).astype(float)
-    if metric == "psnr":
-        values = values.clip(upper=CEILING)
-    frame = pd.DataFrame(
-        {
-            "subject": _subjects(images),
-            "image": images["image"].astype(str),
-            **{name: images[name] for name in within},
-            metric: values.where(np.isfinite(values)),
-        }
+        return pd.DataFrame(index=index, columns=list(metrics), dtype=float)
+    values = images[list(metrics)].apply(pd.to_numeric).astype(float)
+    ratios = [name for name in metrics if name in IN_DB]
+    values[ratios] = values[ratios].clip(upper=CEILING)
+    frame = values.where(np.isfinite(values)).assign(
+        subject=_subjects(images),
+        image=images["image"].astype(str),
+        **{name: images[name] for name in within},
     )
-    groups = frame.groupby(keys)[metric]
-    return groups.mean().where(groups.count() == groups.size())
+    groups = frame.groupby(keys)
+    return groups.mean().where(groups.count().eq(groups.size(), axis=0))
 
 
 def mean_interval(images: pd.DataFrame, metric: str = "psnr", level: float = 0.95) -> Estimate:
@@ -118,7 +128,8 @@ def mean_interval(images: pd.DataFrame, metric: str = "psnr", level: float = 0.9
     )
 
 
-RESOLUTION = {"psnr": 1e-3, "ssim": 1e-5}
+IN_DB = ("psnr", "psnr_best")
+RESOLUTION = {"psnr": 1e-3, "psnr_best": 1e-3, "ssim": 1e-5}
 """What float32 reconstructions cannot tell apart; PSNR in dB."""
 
 

@@ -17,10 +17,7 @@ from dipa_bench.metrics import psnr
 from dipa_bench.preconditioners import Identity
 from dipa_bench.solvers import build_solver
 from dipa_bench.tasks.base import Task
-from dipa_bench.tasks.spectrum import matrix
-
-LARGEST = 2048  # rows or columns of A, the fewer, of which all eigenvalues are computed
-NEGLIGIBLE = 1e-6  # eigenvalues below this share of the largest count as zero
+from dipa_bench.tasks.spectrum import dense_spectrum
 
 
 @dataclass(frozen=True)
@@ -141,20 +138,11 @@ def _controls(
 def _spectrum(name: str, task: Task, label: float | None) -> Spectrum:
     physics = task.physics(label)
     images = task.pixels(task.images.train)
-    measured = physics.A(images[:1])
-    pixels, rows = images[0].numel(), measured[0].numel()
-    if measured.is_complex() or min(rows, pixels) > LARGEST:
+    pixels, rows = images[0].numel(), physics.A(images[:1])[0].numel()
+    found = dense_spectrum(physics, task.shape, images)
+    if found is None:
         return Spectrum(name, rows, pixels, task.norm_squared(label))
-    dense = matrix(physics, task.shape, images).double()
-    # the SVD of a projection, all of whose singular values are alike, may not converge
-    if rows < pixels:
-        eigenvalues, left = torch.linalg.eigh(dense @ dense.T)
-        kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1]
-        basis = (left[:, kept].T @ dense) / eigenvalues[kept].sqrt()[:, None]
-    else:
-        eigenvalues, right = torch.linalg.eigh(dense.T @ dense)
-        kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1]
-        basis = right[:, kept].T
+    eigenvalues, basis = found
 
     def outside(vectors: Tensor) -> float:
         inside, whole = (vectors @ basis.T).square().sum(), vectors.square().sum()
@@ -166,8 +154,8 @@ def _spectrum(name: str, task: Task, label: float | None) -> Spectrum:
         rows,
         pixels,
         eigenvalues[-1].item(),
-        eigenvalues[kept][0].item(),
-        int(kept.sum()),
+        eigenvalues[0].item(),
+        len(eigenvalues),
         outside(flat),
         outside(flat - flat.mean(0)),
     )

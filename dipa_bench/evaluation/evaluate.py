@@ -14,7 +14,14 @@ from dipa_bench import devices
 from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
 from dipa_bench.methods import Reconstructor
-from dipa_bench.metrics import psnr_of_mse, psnr_pooled, squared_error, ssim
+from dipa_bench.metrics import (
+    error_by_range,
+    nmse,
+    psnr_of_mse,
+    psnr_pooled,
+    squared_error,
+    ssim,
+)
 from dipa_bench.solvers import Curves, Trajectory
 from dipa_bench.tasks.base import Task
 
@@ -29,7 +36,9 @@ class Evaluation:
     Attributes:
         images: N test cases, in order.
         estimates: N x C x H x W, on the CPU.
-        psnr, ssim: N values; ssim is NaN unless asked for.
+        psnr: N values.
+        quality: those of `dipa_bench.names.QUALITY` that were asked for and are known, N values
+            each.
         pooled: PSNR of the mean squared error over all images.
         curves: per-image curves, (K + 1) x N, on the CPU; None for methods without iterations.
         seconds: per image, the scoring's own time left out.
@@ -39,7 +48,7 @@ class Evaluation:
     images: ImageSet
     estimates: Tensor
     psnr: Tensor
-    ssim: Tensor
+    quality: dict[str, Tensor]
     pooled: float
     curves: Curves | None
     seconds: float
@@ -55,9 +64,7 @@ class Evaluation:
             "cost/denoiser_calls": float(self.denoiser_calls),
             "cost/seconds": self.seconds,
         }
-        if not torch.isnan(self.ssim).all():
-            figures[f"{split}/ssim"] = self.ssim.mean().item()
-        return figures
+        return figures | {f"{split}/{name}": v.mean().item() for name, v in self.quality.items()}
 
     def check(self) -> Evaluation:
         """Itself.
@@ -69,14 +76,14 @@ class Evaluation:
         return self
 
     def image_table(self, seed: int) -> pd.DataFrame:
-        """One row per image: seed, image, subject, psnr, ssim."""
+        """One row per image: seed, image, subject, psnr and `quality`."""
         return pd.DataFrame(
             {
                 "seed": seed,
                 "image": list(self.images.names),
                 "subject": list(self.images.subjects),
                 "psnr": self.psnr.double().numpy(),
-                "ssim": self.ssim.double().numpy(),
+                **{name: values.double().numpy() for name, values in self.quality.items()},
             }
         )
 
@@ -130,7 +137,7 @@ def evaluate(
     images: ImageSet,
     *,
     record: bool = False,
-    with_ssim: bool = False,
+    with_quality: bool = False,
     batch: int = BATCH,
 ) -> Evaluation:
     """Runs `reconstructor` on the student's measurements of `images`.
@@ -138,7 +145,8 @@ def evaluate(
     Args:
         record: keep per-image curves, and time a run of the first batch without them, after one to
             warm up.
-        with_ssim: compute SSIM as well (milliseconds per image).
+        with_quality: score more than PSNR (milliseconds per image); the PSNR of the best iteration
+            needs the curves.
         batch: images in one run.
     """
     truth, measured = task.pixels(images), task.measure(images)
@@ -159,17 +167,32 @@ def evaluate(
         seconds = elapsed / len(images)
     estimates = torch.cat([run.estimate for run in runs])
     mse = squared_error(estimates, truth).cpu()
+    curves = _joined([run.curves for run in runs])
     return Evaluation(
         images=images,
         estimates=estimates.cpu(),
         psnr=psnr_of_mse(mse),
-        ssim=ssim(estimates, truth) if with_ssim else torch.full_like(mse, torch.nan),
+        quality=_quality(task, estimates, truth, mse, curves, record) if with_quality else {},
         pooled=psnr_pooled(mse),
-        curves=_joined([run.curves for run in runs]),
+        curves=curves,
         seconds=seconds,
         operator_calls=runs[0].operator_calls,
         denoiser_calls=runs[0].denoiser_calls,
     )
+
+
+def _quality(
+    task: Task, estimates: Tensor, truth: Tensor, mse: Tensor, curves: Curves | None, record: bool
+) -> dict[str, Tensor]:
+    """Scores beside PSNR, on the CPU."""
+    found = {"ssim": ssim(estimates, truth), "nmse": nmse(estimates, truth)}
+    if task.onto_range is not None:
+        parts = error_by_range(estimates, truth, task.onto_range)
+        found |= dict(zip(("range_error", "null_error"), parts, strict=True))
+    if record:
+        least = mse if curves is None else curves.mse.amin(0)
+        found["psnr_best"] = psnr_of_mse(least)
+    return {name: values.cpu() for name, values in found.items()}
 
 
 def _joined(parts: list[Curves | None]) -> Curves | None:

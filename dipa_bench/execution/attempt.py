@@ -286,7 +286,7 @@ class Attempt:
         self.fit()
         task = context.task.tested if final else context.task
         found = evaluate(
-            self.reconstructor, task, images, record=final, with_ssim=final, batch=batch
+            self.reconstructor, task, images, record=final, with_quality=final, batch=batch
         ).check()
         self.metrics |= found.metrics(split)
         if not final:

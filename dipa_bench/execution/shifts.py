@@ -64,7 +64,7 @@ def score(
             apart = replace(context, notes={}, series={}, folder=None)
             try:
                 there = method.rebuild(task, parameters, state, apart, moved=True)
-                found = evaluate(there, task.tested, images, with_ssim=True)
+                found = evaluate(there, task.tested, images, with_quality=True)
             except Exception as error:  # the seed itself is finished: its other figures count
                 reason = brief(error, kind=not isinstance(error, UserError))
                 context.notes[f"shift {name}"] = f"none: {reason}"

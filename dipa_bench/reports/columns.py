@@ -61,6 +61,7 @@ def _difference(name: str, spec: str) -> Callable[[pd.Series], str]:
     return text
 
 
+ERRORS = {"nmse": "NMSE", "range_error": "range error", "null_error": "null error"}
 OWN: dict[str, Column] = {
     "rank": Column("", _number("rank", ".0f")),
     "method": Column("method", lambda row: short(row["method"]), words=True),
@@ -72,6 +73,17 @@ OWN: dict[str, Column] = {
     "verdict": Column("verdict", lambda row: plain(row["verdict"]), words=True),
     "ssim": Column("SSIM", _number("ssim", ".3f")),
     "ssim_difference": Column("SSIM vs {reference}", _difference("ssim_difference", "+.4f")),
+    "psnr_best": Column("best iteration [dB]", _number("psnr_best", ".2f")),
+    "psnr_best_difference": Column(
+        "its PSNR vs {reference} [dB]", _difference("psnr_best_difference", "+.2f")
+    ),
+    **{name: Column(words, _number(name, ".4f")) for name, words in ERRORS.items()},
+    **{
+        f"{name}_difference": Column(
+            f"{words} vs {{reference}}", _difference(f"{name}_difference", "+.4f")
+        )
+        for name, words in ERRORS.items()
+    },
     "seconds_per_image": Column("s/image", _number("seconds_per_image", ".2g")),
     "parameters": Column("params", _number("parameters", ",.0f")),
     "trials": Column("trials", _number("trials", ".0f")),

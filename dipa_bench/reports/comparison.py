@@ -131,21 +131,28 @@ class Verdict:
     advice: str = ""
 
 
-def by_replicate(images: pd.DataFrame, metric: str = "psnr") -> pd.DataFrame:
-    """Scores of one row's images, a column for each replicate.
+def by_replicate(images: pd.DataFrame) -> pd.DataFrame:
+    """PSNR of one row's images, a column for each replicate; as `scores_by_replicate`."""
+    return scores_by_replicate(images, ["psnr"])["psnr"]
+
+
+def scores_by_replicate(images: pd.DataFrame, metrics: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Scores of one row's images, a table for each metric with a column for each replicate.
 
     Args:
-        images: rows with the columns replicate, seed, image, subject and `metric`; seeds of one
+        images: rows with the columns replicate, seed, image, subject and the metrics; seeds of one
             replicate are fits of the same settings, and count as replicates of their own.
-        metric: ``"psnr"`` [dB], ``"ssim"``, ...
+        metrics: ``"psnr"`` [dB], ``"ssim"``, ...
 
     Returns:
-        Indexed by (subject, image); NaN where a score is missing or not finite.
+        Metric to a table indexed by (subject, image); NaN where a score is missing or not finite.
     """
     if images.empty:
-        return pd.DataFrame(index=statistics.image_scores(images, metric).index)
+        nothing = pd.DataFrame(index=statistics.score_table(images, metrics).index)
+        return dict.fromkeys(metrics, nothing)
     keys = ["replicate", "seed"]
-    return statistics.image_scores(images, metric, keys).unstack(keys).sort_index(axis=1)
+    wide = statistics.score_table(images, metrics, keys).unstack(keys).sort_index(axis=1)
+    return {metric: wide[metric] for metric in metrics}
 
 
 def differences(

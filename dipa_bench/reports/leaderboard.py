@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from dipa_bench import statistics
+from dipa_bench import names, statistics
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.reports import comparison
 from dipa_bench.tracking.results import TaskResults
 
 PROTOCOLS = ("tuned", "published")
+ENDS = ("", "_low", "_high", "_difference", "_difference_low", "_difference_high")
 COLUMNS = (
     *("task", "study", "method", "title"),
     *("rank", "psnr", "psnr_low", "psnr_high", "psnr_replicate_std", "published", "tuning_gain"),
@@ -21,6 +22,7 @@ COLUMNS = (
     *("reference", "difference", "difference_low", "difference_high", "verdict", "advice"),
     *("p_value", "p_holm", "p_wilcoxon", "p_equivalence", "margin"),
     *("ssim_difference", "ssim_difference_low", "ssim_difference_high"),
+    *(f"{name}{end}" for name in names.QUALITY[1:] for end in ENDS),
     *("images", "subjects", "replicates", "disagree", "unpaired_images"),
     *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters"),
     *("trials", "seeds", "fit_seconds", "search_seconds", "late_gain"),
@@ -129,8 +131,9 @@ def _study_rows(
         row["reference"] = reference or row.get("reference") or REFERENCE
     for needed in {row["reference"] for row in merged.values()} - scores.keys():
         scores[needed] = image_rows(results, study, needed)
-    grids = {name: comparison.by_replicate(rows) for name, rows in scores.items()}
-    ssim = {name: comparison.by_replicate(rows, "ssim") for name, rows in scores.items()}
+    known = ["psnr", *(name for name in names.QUALITY if name in results.images)]
+    found = {name: comparison.scores_by_replicate(rows, known) for name, rows in scores.items()}
+    grids = {name: tables["psnr"] for name, tables in found.items()}
     versus = {
         name: comparison.differences(grids[name], grids[row["reference"]])
         for name, row in merged.items()
@@ -155,7 +158,7 @@ def _study_rows(
             "unpaired_images": pairs[name].unpaired if pairs[name].images else 0,
         }
         row["tuning_gain"] = row["psnr"] - row["published"]
-        row |= _ssim(ssim[name], ssim[row["reference"]])
+        row |= _quality(found[name], found[row["reference"]])
         if row["state"] == "finished" and math.isnan(row["psnr"]):
             row["reason"] = _why_unscored(scores[name])
     _rank(list(merged.values()))
@@ -199,12 +202,15 @@ def _compared(
     }
 
 
-def _ssim(ours: pd.DataFrame, theirs: pd.DataFrame) -> Row:
-    """SSIM and its paired difference, with their own error alone."""
-    pair, _ = comparison.differences(ours, theirs, "ssim")
-    return _ends("ssim", comparison.compare(ours)) | _ends(
-        "ssim_difference", comparison.compare(pair)
-    )
+def _quality(ours: dict[str, pd.DataFrame], theirs: dict[str, pd.DataFrame]) -> Row:
+    """Scores beside PSNR and their paired differences, with their own error alone."""
+    row: Row = {}
+    for name in names.QUALITY:
+        mine, other = (scores.get(name, pd.DataFrame()) for scores in (ours, theirs))
+        pair, _ = comparison.differences(mine, other, name)
+        row |= _ends(name, comparison.compare(mine))
+        row |= _ends(f"{name}_difference", comparison.compare(pair))
+    return row
 
 
 def _ends(name: str, found: comparison.Comparison) -> Row:

@@ -309,12 +309,13 @@ def _measured(entrant: _Entrant, context: StudyContext, setting: str, images: Im
         if context is not one.context or entrant.values != one.parameters:
             made = one.at(context, entrant.values)
         try:
-            found = evaluate(made, context.task.tested, images, with_ssim=True)
+            found = evaluate(made, context.task.tested, images, with_quality=True)
         except RuntimeError as error:  # an operator that met images it does not check
             raise UserError(f"{name} cannot run at {setting}: {brief(error)}") from None
         scores = found.image_table(number)
         if reason := _lost(found):
-            scores, note = scores.assign(psnr=math.nan, ssim=math.nan), reason
+            lost = dict.fromkeys(("psnr", *found.quality), math.nan)
+            scores, note = scores.assign(**lost), reason
         parts.append(scores)
     scores = pd.concat(parts, ignore_index=True)
     return Line(

@@ -127,7 +127,8 @@ def summary(
         if all(name in seed.metrics for seed in seeds) and not name.startswith("trial/")
     }
     images = pd.read_parquet(folder / names.IMAGES)
-    for metric in ("psnr", "ssim"):
+    scores = [name for name in ("psnr", *names.QUALITY) if name in images]
+    for metric in scores:
         interval = statistics.mean_interval(images, metric)
         means |= {f"test/{metric}_low": interval.low, f"test/{metric}_high": interval.high}
     means["search/seeds"] = float(len(seeds))
@@ -148,5 +149,9 @@ def with_published(record: RunRecord, published: RunRecord | None) -> RunRecord:
     if published.state != "finished":
         notes = record.notes | {"published": f"{published.state}: {published.reason}"}
         return record.model_copy(update={"notes": notes})
-    figures = {f"published/{name}": published.metrics[f"test/{name}"] for name in ("psnr", "ssim")}
+    figures = {
+        f"published/{name}": published.metrics[f"test/{name}"]
+        for name in ("psnr", *names.QUALITY)
+        if f"test/{name}" in published.metrics
+    }
     return record.model_copy(update={"metrics": record.metrics | figures})

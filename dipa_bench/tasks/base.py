@@ -18,7 +18,7 @@ from dipa_bench.data.images import ImageSet, Splits
 from dipa_bench.errors import unknown
 from dipa_bench.parameters import Parameters, Search, Setting, Value
 from dipa_bench.priors.base import Prior
-from dipa_bench.tasks.spectrum import largest_eigenvalue
+from dipa_bench.tasks.spectrum import largest_eigenvalue, onto_range
 
 DENSE_UP_TO = 4096  # numbers in an image: three matrices of that side in float64, 400 MB
 
@@ -199,7 +199,13 @@ class Task:
             )
         return self._largest[label]
 
-    @property
+    @cached_property
+    def onto_range(self) -> Callable[[Tensor], Tensor] | None:
+        """The orthogonal projection onto what the student measures; None where it is not known."""
+        like = torch.empty(0, device=self.device, dtype=self.dtype)
+        return onto_range(self.student, self.shape, like, self.norm_squared())
+
+    @cached_property
     def tested(self) -> Task:
         """The task as the test images see it: with their own level of noise."""
         if self.test_noise in (None, self.noise):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from dipa_bench.errors import UserError
 
 MOST = 100  # steps of `lanczos`
 TOLERANCE = 1e-4  # relative residual at which it stops
+LARGEST = 2048  # rows or columns of A, the fewer, of which all eigenvalues are computed
+NEGLIGIBLE = 1e-6  # eigenvalues below this share of the largest count as zero
+ALIKE = 1e-4  # how close to a projection A^T A / lambda_max has to be to count as one
 DENSE_UP_TO = 8  # below this many rows Lanczos has nothing to do
 
 
@@ -113,3 +117,80 @@ def matrix(physics: LinearPhysics, shape: tuple[int, int, int], like: Tensor) ->
     size = shape[0] * shape[1] * shape[2]
     columns = torch.eye(size, device=like.device, dtype=like.dtype).reshape(size, *shape)
     return torch.cat([physics.A(block).flatten(1) for block in columns.split(256)]).T
+
+
+class DenseSpectrum(NamedTuple):
+    """The eigenvalues of A^T A that count, and their eigenvectors.
+
+    Attributes:
+        eigenvalues: r, smallest first, above `NEGLIGIBLE` of the largest.
+        basis: r x n with orthonormal rows, of the range of A^T.
+    """
+
+    eigenvalues: Tensor
+    basis: Tensor
+
+
+@torch.no_grad()
+def dense_spectrum(
+    physics: LinearPhysics, shape: tuple[int, int, int], like: Tensor
+) -> DenseSpectrum | None:
+    """All of it, in double precision.
+
+    Args:
+        physics: A.
+        shape: (C, H, W) of the images.
+        like: a tensor whose device and dtype A takes.
+
+    Returns:
+        None where A has more than `LARGEST` rows and columns, or measures complex numbers.
+    """
+    zero = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+    measured = physics.A(zero)
+    if measured.is_complex() or min(measured.numel(), zero.numel()) > LARGEST:
+        return None
+    dense = matrix(physics, shape, like).double()
+    rows, pixels = dense.shape
+    # the SVD of a projection, all of whose singular values are alike, may not converge
+    gram = dense @ dense.T if rows < pixels else dense.T @ dense
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1]
+    eigenvalues, basis = eigenvalues[kept], vectors[:, kept].T
+    if rows < pixels:
+        basis = (basis @ dense) / eigenvalues.sqrt()[:, None]
+    return DenseSpectrum(eigenvalues, basis)
+
+
+@torch.no_grad()
+def onto_range(
+    physics: LinearPhysics, shape: tuple[int, int, int], like: Tensor, largest: float
+) -> Callable[[Tensor], Tensor] | None:
+    """The orthogonal projection onto the range of A^T, B x C x H x W to the same.
+
+    Args:
+        physics: A.
+        shape: (C, H, W) of the images.
+        like: a tensor whose device and dtype A takes.
+        largest: lambda_max(A^T A).
+
+    Returns:
+        None where A^T A is no multiple of a projection and A is too large for `dense_spectrum`.
+    """
+
+    def normalised(images: Tensor) -> Tensor:
+        return physics.A_adjoint(physics.A(images)) / largest
+
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(1, *shape, generator=generator).to(like.device, like.dtype)
+    once = normalised(random)
+    if (normalised(once) - once).norm() <= ALIKE * once.norm():
+        return normalised
+    found = dense_spectrum(physics, shape, like)
+    if found is None:
+        return None
+
+    def projected(images: Tensor) -> Tensor:
+        flat = images.flatten(1).double()
+        return (flat @ found.basis.T @ found.basis).view_as(images).to(images.dtype)
+
+    return projected

@@ -35,6 +35,15 @@ def experiment_name(task: str) -> str:
     return (EXPERIMENT + task)[:500]
 
 
+def run_name(record: RunRecord) -> str:
+    """``STUDY / METHOD``, and of its trials and seeds ``STUDY / METHOD / seed 0``.
+
+    MLflow's pages list all runs of a task together, whatever they belong to.
+    """
+    name = f"{record.study} / {record.method}"
+    return (name if record.kind == "method" else f"{name} / {record.name}")[-MAX_KEY:]
+
+
 def tags_of(record: RunRecord, identity: str, parent: str, won: bool) -> dict[str, str]:
     """A record's tags; ``dipa.key`` is the same for every sending of one run folder.
 

@@ -48,7 +48,8 @@ class TaskResults:
             of the images, or None), params (dict, the winner's), run_id, started (epoch seconds),
             replicate (0 for the first), replicate_of (the study that it is a replicate of; the
             study's own name for the first), setting (what the numbers hold for, in one line).
-        images: study, method, seed, image, subject, psnr, ssim; test images only.
+        images: study, method, seed, image, subject, psnr and `dipa_bench.names.QUALITY` (NaN where
+            it is not known); test images only.
         curves: study, method, seed, image, iteration, psnr, residual, step_norm.
         trials: study, method, number, index (place in the search; an interrupted trial and the one
             that took its place share it), state, value (validation PSNR or NaN), estimate (of it,
@@ -61,7 +62,7 @@ class TaskResults:
         operators: (study, method) to the learned linear operator as an n x n matrix.
         linearisations: (study, method) to what a learned operator does near one gradient.
         shifts: study, method, setting ("matched", or the name of another setting that winners were
-            tested at), seed, image, subject, psnr, ssim; empty but for studies with shifts.
+            tested at) and the columns of images; empty but for studies with shifts.
     """
 
     task: str

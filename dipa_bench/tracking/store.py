@@ -20,7 +20,6 @@ from dipa_bench.tracking import records, settings_table, sync_state
 from dipa_bench.tracking.connection import StoreUnavailable, connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.mlflow_format import (
-    MAX_KEY,
     MAX_TAG,
     STATUS,
     clean_key,
@@ -28,6 +27,7 @@ from dipa_bench.tracking.mlflow_format import (
     figures_of,
     params_of,
     points_of,
+    run_name,
     tags_of,
 )
 from dipa_bench.tracking.records import RunRecord
@@ -170,7 +170,7 @@ class Store:
             experiment,
             start_time=int(record.started * 1000) or None,
             tags=first,
-            run_name=record.name[:MAX_KEY],
+            run_name=run_name(record),
         )
         stamp = int(record.finished * 1000) or int(time.time() * 1000)
         late = {name: value for name, value in tags.items() if name not in first}

@@ -55,7 +55,7 @@ IMAGES = {
     "image": object,
     "subject": object,
     "psnr": float,
-    "ssim": float,
+    **dict.fromkeys(names.QUALITY, float),
 }
 CURVES = {
     "study": object,
@@ -201,9 +201,11 @@ def _frame(rows: list[dict[str, Any]], columns: dict[str, type]) -> pd.DataFrame
     return pd.DataFrame(series)
 
 
-def _table(path: Path, columns: dict[str, type], names: dict[str, str]) -> pd.DataFrame:
+def _table(path: Path, columns: dict[str, type], labels: dict[str, str]) -> pd.DataFrame:
     """A Parquet file as the rows of one study and method."""
-    table = pd.read_parquet(path, engine="pyarrow").assign(**names)
+    table = pd.read_parquet(path, engine="pyarrow").assign(**labels)
+    newer = [name for name in names.QUALITY if name in columns and name not in table.columns]
+    table = table.assign(**dict.fromkeys(newer, np.nan))  # not known, or of an older version
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise ValueError(f"{path.name} lacks the column {missing[0]!r}")

@@ -512,7 +512,7 @@ def _multiply(uri: str, size: int) -> None:
     with engine.begin() as line:
         count = line.execute(sqlalchemy.select(sqlalchemy.func.count()).select_from(runs)).scalar()
         identifier = line.execute(
-            sqlalchemy.select(runs.c.run_uuid).where(runs.c.name == "trial 3")
+            sqlalchemy.select(runs.c.run_uuid).where(runs.c.name.endswith("trial 3"))
         ).scalar()
         for name in TABLES:
             table = tables.tables[name]

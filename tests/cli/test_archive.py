@@ -48,13 +48,17 @@ def board(there: Path) -> list[dict]:
     return told((there / "board.json").read_text())
 
 
+STORE = ("--tracking-uri", "sqlite:///mlflow.db")
+
+
 def told(text: str) -> list[dict]:
     """Rows of a board but for their setting, in which a command has a path."""
     return [{name: row[name] for name in row if name != "setting"} for row in json.loads(text)]
 
 
 def shown(call, *options: str) -> list[dict]:
-    return told(call("leaderboard", "--task", "sr", "--format", "json", *options).out)
+    """The board that the store gives, which shows what was sent."""
+    return told(call("leaderboard", "--task", "sr", "--format", "json", *STORE, *options).out)
 
 
 def left(work: Path) -> set[str]:
@@ -295,7 +299,7 @@ def test_mlflow_is_rebuilt_from_the_records(
     call("import", packed, "--trust-code")
     emptied(work / "mlflow.db", empty_database)
     assert "0 runs sent" in call("sync").out  # the notes say that they were
-    assert "no runs of task" in call("leaderboard", "--task", "sr").line
+    assert "no runs of task" in call("leaderboard", "--task", "sr", *STORE).line
     for _ in range(2):
         assert "11 runs sent" in call("sync", "--rebuild").out
         assert shown(call) == board
@@ -306,9 +310,10 @@ def test_mlflow_is_rebuilt_from_the_records(
 def test_a_database_that_was_deleted_comes_back(packed: Path, board, work: Path, call) -> None:
     call("import", packed, "--trust-code")
     (work / "mlflow.db").unlink()
+    board_of_store = ["leaderboard", "--task", "sr", "--format", "json", *STORE]
     code = (
         "import sys; from dipa_bench.cli.main import _run\n"
-        "for words in (['sync', '--rebuild'], ['leaderboard', '--task', 'sr', '--format', 'json']):"
+        f"for words in (['sync', '--rebuild'], {board_of_store}):"
         " sys.argv[1:] = words; assert _run() == 0"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,6 +18,7 @@ from dipa_bench.execution.study_folder import claimed
 from dipa_bench.tracking import records
 from dipa_bench.tracking.mlflow_format import experiment_name
 
+STORE = ("--tracking-uri", "sqlite:///mlflow.db")
 IDENTITY = ("--methods", "identity", "--trials", "2", "--name", "one")
 
 
@@ -75,6 +76,8 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     assert json.loads(call("leaderboard", "--task", "sr", "--format", "json").out) == board
     sync = call("sync")
     assert "0 runs sent" in sync.out
+    store = call("leaderboard", "--task", "sr", "--format", "json", *STORE)
+    assert json.loads(store.out) == board
 
 
 def test_a_hostile_name_goes_all_the_way(study, call, work: Path) -> None:
@@ -259,9 +262,9 @@ def test_a_server_that_is_away_does_not_stop_a_study(study, call, work: Path) ->
     assert records.read(studies(work) / "one" / "identity").state == "finished"
     away = call("leaderboard", "--task", "sr", "--tracking-uri", "http://127.0.0.1:9")
     assert "does not take or give runs" in away.line
-    sent = call("sync", "--tracking-uri", "sqlite:///mlflow.db")
+    sent = call("sync", *STORE)
     assert (sent.code, sent.out.count("5 runs sent")) == (0, 1)
-    board = call("leaderboard", "--task", "sr", "--format", "json")
+    board = call("leaderboard", "--task", "sr", "--format", "json", *STORE)
     assert [row["method"] for row in json.loads(board.out)] == ["identity"]
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from dipa_bench.evaluation import diagnosis
 from dipa_bench.evaluation.denoiser_bound import denoiser_bound
 from dipa_bench.evaluation.diagnosis import diagnose
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.metrics import psnr
+from dipa_bench.tasks import spectrum
 from dipa_bench.testing.problems import small_task
 
 
@@ -76,7 +76,7 @@ def test_references(task, found, tmp_path):
 
 def test_large_operators_have_no_full_spectrum(task, tmp_path, monkeypatch):
     """Above the limit only sizes and lambda_max are given, and the sentence says so."""
-    monkeypatch.setattr(diagnosis, "LARGEST", 11)
+    monkeypatch.setattr(spectrum, "LARGEST", 11)
     found = diagnose(task, TeacherCache(tmp_path), lmmse.fit)
     student = found.spectra[0]
     assert student.rank is student.condition is student.null_energy is None

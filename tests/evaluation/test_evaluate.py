@@ -9,12 +9,14 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 
 from baselines.controls import bicubic
+from dipa_bench import names
 from dipa_bench.errors import Diverged
 from dipa_bench.evaluation import evaluate as module
 from dipa_bench.evaluation.evaluate import evaluate
 from dipa_bench.methods import Direct, Iterative
 from dipa_bench.preconditioners import Identity
 from dipa_bench.solvers import PnPFISTA
+from dipa_bench.tasks.spectrum import matrix
 from dipa_bench.testing.problems import small_task
 
 
@@ -32,7 +34,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def evaluation(task):
-    return evaluate(iterative(task), task, task.images.validation, record=True, with_ssim=True)
+    return evaluate(iterative(task), task, task.images.validation, record=True, with_quality=True)
 
 
 def test_figures_are_of_the_estimates(task, evaluation):
@@ -46,11 +48,42 @@ def test_figures_are_of_the_estimates(task, evaluation):
     assert metrics["val/psnr_pooled"] == pytest.approx(
         peak_signal_noise_ratio(truth, found, data_range=1.0)
     )
-    assert metrics["val/ssim"] == pytest.approx(evaluation.ssim.mean().item())
+    assert metrics["val/ssim"] == pytest.approx(evaluation.quality["ssim"].mean().item())
     assert metrics["cost/operator_calls"] == 1 + 2 * 4
     assert metrics["cost/denoiser_calls"] == 4
     assert metrics["cost/seconds"] > 0
     assert set(evaluation.metrics("test")) == {key.replace("val/", "test/") for key in metrics}
+
+
+def test_scores_beside_psnr(task, evaluation):
+    """Errors from their definitions, with numpy's pseudo-inverse of the dense operator."""
+    truth = task.images.validation.pixels.double().flatten(1).numpy()
+    error = evaluation.estimates.flatten(1).numpy() - truth
+    like = torch.zeros(1, dtype=torch.float64)
+    dense = matrix(task.student, task.shape, like).numpy()
+    seen = error @ (np.linalg.pinv(dense, rcond=1e-3) @ dense).T
+    energy = (truth**2).sum(1)
+    quality = {name: values.numpy() for name, values in evaluation.quality.items()}
+    np.testing.assert_allclose(quality["nmse"], (error**2).sum(1) / energy)
+    np.testing.assert_allclose(quality["range_error"], (seen**2).sum(1) / energy)
+    np.testing.assert_allclose(quality["null_error"], ((error - seen) ** 2).sum(1) / energy)
+    curves = evaluation.curve_table(0)
+    best = curves.groupby("image")["psnr"].max()[list(task.images.validation.names)]
+    np.testing.assert_allclose(quality["psnr_best"], best)
+    assert (quality["psnr_best"] >= evaluation.psnr.numpy()).all()
+    assert set(quality) == set(names.QUALITY)
+    assert evaluation.metrics("test")["test/null_error"] == quality["null_error"].mean()
+
+
+def test_what_is_not_known_is_left_out(task, monkeypatch):
+    """Without curves there is no best iteration, of a large operator no projection."""
+    run = iterative(task)
+    found = evaluate(run, task, task.images.validation, with_quality=True)
+    assert set(found.quality) == {"ssim", "nmse", "range_error", "null_error"}
+    monkeypatch.setitem(task.__dict__, "onto_range", None)
+    found = evaluate(run, task, task.images.validation, with_quality=True)
+    assert set(found.quality) == {"ssim", "nmse"}
+    assert not evaluate(run, task, task.images.validation).quality
 
 
 def test_image_table(task, evaluation):
@@ -61,7 +94,7 @@ def test_image_table(task, evaluation):
     assert table["subject"].tolist() == list(images.subjects)
     assert table["seed"].unique().tolist() == [3]
     np.testing.assert_allclose(table["psnr"], evaluation.psnr)
-    np.testing.assert_allclose(table["ssim"], evaluation.ssim)
+    np.testing.assert_allclose(table["ssim"], evaluation.quality["ssim"])
 
 
 def test_curve_table_is_consistent(task, evaluation):
@@ -151,7 +184,7 @@ def test_the_clock_leaves_out_the_scoring(task, monkeypatch):
         return bicubic(measured, physics)
 
     monkeypatch.setattr(module, "ssim", slow)
-    found = evaluate(Direct(sleepy), task, task.images.validation, with_ssim=True)
+    found = evaluate(Direct(sleepy), task, task.images.validation, with_quality=True)
     assert 0.07 / 7 <= found.seconds < 0.3 / 7
 
 

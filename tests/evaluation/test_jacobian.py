@@ -331,7 +331,7 @@ def keep(folder, operator, number=0, task=None):
     task = task or task_of()
     run = run_of(task, operator)
     images = task.images.test("the tests of what is kept")
-    found = evaluate(run, task, images, record=True, with_ssim=False)
+    found = evaluate(run, task, images, record=True, with_quality=False)
     notes = artifacts.keep_run(folder, number, Named(), run, found, task)
     return notes, {path.name for path in folder.iterdir()}
 

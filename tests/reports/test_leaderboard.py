@@ -46,6 +46,30 @@ def test_a_row_by_hand(results: TaskResults) -> None:
     assert (row["task"], row["parameters"], row["fit_seconds"]) == ("sr", 256, 50.0)
 
 
+def test_further_scores_have_paired_differences(results: TaskResults) -> None:
+    """Means and differences of each that is known; of what an older version left out, none."""
+    images = results.images
+    images["null_error"] = 10.0 ** (-images["psnr"] / 10)
+    images["psnr_best"] = images["psnr"] + images["method"].map({"ldipa": 1.0}).fillna(0.5)
+    rows = leaderboard(results).set_index("method")
+    ours, theirs = (
+        images[images["method"] == name].set_index("image") for name in ("ldipa", "identity")
+    )
+    own = ours["null_error"] - theirs["null_error"]
+    found = rows.loc["ldipa"]
+    assert found["null_error"] == pytest.approx(ours["null_error"].mean())
+    assert found["null_error_difference"] == pytest.approx(own.mean())
+    low, high = stats.ttest_1samp(own, 0).confidence_interval(0.95)
+    ends = found["null_error_difference_low"], found["null_error_difference_high"]
+    assert ends == pytest.approx((low, high))
+    assert found["psnr_best_difference"] == pytest.approx(found["difference"] + 0.5)
+    assert rows["nmse"].isna().all() and rows["nmse_difference"].isna().all()
+    columns = ["method", "psnr_best", "null_error", "null_error_difference", "nmse"]
+    table = render(leaderboard(results), "markdown", columns)
+    assert r"| best iteration \[dB\] | null error | null error vs identity | NMSE |" in table
+    assert f"| {found['psnr_best']:.2f} | {found['null_error']:.4f} |" in table
+
+
 def test_the_reference_is_taken_from_the_same_study(
     make_results: Callable[..., TaskResults],
 ) -> None:

@@ -66,7 +66,7 @@ def test_every_row_gives_its_recorded_figures_to_the_bit(entry: str, root: Path)
     for number, one in enumerate(restore.seeds(method)):
         assert one.place == folders[number]
         again = evaluate(
-            one.reconstructor, one.task.tested, one.task.images.test("a test"), with_ssim=True
+            one.reconstructor, one.task.tested, one.task.images.test("a test"), with_quality=True
         )
         recorded = records.read(folders[number]).metrics
         for name, value in again.metrics("test").items():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dipa_bench.errors import UserError
-from dipa_bench.tasks.spectrum import largest_eigenvalue, matrix
+from dipa_bench.tasks import spectrum
+from dipa_bench.tasks.spectrum import largest_eigenvalue, matrix, onto_range
 from dipa_bench.testing.problems import small_task
 
 
@@ -64,3 +65,28 @@ def test_operators_that_break_down(from_matrix):
     assert largest_eigenvalue(from_matrix(np.zeros((16, 16))), (1, 4, 4), "cpu") == 0
     with pytest.raises(UserError, match="not finite: mend it"):
         largest_eigenvalue(from_matrix(np.full((16, 16), np.nan)), (1, 4, 4), "cpu")
+
+
+@pytest.mark.parametrize("name", ["sr", "cs", "deblur", "mri"])
+def test_the_projection_is_that_of_the_pseudo_inverse(name):
+    """A^+ A from numpy's pseudo-inverse, with and without a dense A."""
+    task = small_task(name, (1, 16, 16), dtype=torch.float64)
+    dense = matrix(task.student, task.shape, torch.zeros(1, dtype=torch.float64)).numpy()
+    images = torch.randn(3, *task.shape, dtype=torch.float64)
+    expected = images.flatten(1).numpy() @ (np.linalg.pinv(dense, rcond=1e-3) @ dense).T
+    np.testing.assert_allclose(task.onto_range(images).flatten(1), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [6, 30])
+def test_what_a_matrix_sees(from_matrix, rows, monkeypatch):
+    """Of low rank, wide and tall; above the limit it is not known."""
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((rows, 4)) @ rng.standard_normal((4, 16))
+    like = torch.zeros(1, dtype=torch.float64)
+    largest = np.linalg.norm(a, 2) ** 2
+    found = onto_range(from_matrix(a), (1, 4, 4), like, largest)
+    images = torch.from_numpy(rng.standard_normal((2, 1, 4, 4)))
+    expected = images.flatten(1).numpy() @ np.linalg.pinv(a) @ a
+    np.testing.assert_allclose(found(images).flatten(1), expected, atol=1e-9)
+    monkeypatch.setattr(spectrum, "LARGEST", 5)
+    assert onto_range(from_matrix(a), (1, 4, 4), like, largest) is None

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from dipa_bench import names
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import records, settings_table, tables
 from dipa_bench.tracking.connection import StoreUnavailable
@@ -112,6 +113,9 @@ def test_images_and_curves_come_back(filled: str, hand: SimpleNamespace) -> None
         written = hand.tables((0, 1), 3)[name]
         for method in ("dipa", "none"):
             part = table[table["method"] == method].drop(columns=["study", "method"])
+            newer = [score for score in names.QUALITY if score in part and score not in written]
+            assert part[newer].isna().all(axis=None)  # written by an older version
+            part = part.drop(columns=newer)
             pd.testing.assert_frame_equal(
                 part.reset_index(drop=True), written, check_dtype=False, check_exact=True
             )

@@ -188,6 +188,7 @@ def test_a_study_arrives_as_it_is(root: Path, uri: str, hand: SimpleNamespace) -
     assert len(children) == 9
     winners = [run for run in children if run.data.tags.get("dipa.winner") == "true"]
     assert [run.data.tags["dipa.number"] for run in winners] == [str(hand.winner)]
+    assert winners[0].info.run_name == f"small / dipa / trial {hand.winner}"
 
 
 def test_states_become_mlflows(root: Path, uri: str, hand: SimpleNamespace) -> None:
