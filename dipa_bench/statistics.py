@@ -79,36 +79,55 @@ def image_scores(images: pd.DataFrame, metric: str = "psnr") -> pd.Series:
     Returns:
         Scores indexed by ``(subject, image)``; NaN where any seed has no finite score.
     """
-    return score_table(images, [metric])[metric]
+    table = scores_by_column(images, [metric], [])[metric]
+    values = table.to_numpy(dtype=float).ravel()
+    return pd.Series(values, index=table.index, name=metric)
 
 
-def score_table(
-    images: pd.DataFrame, metrics: Sequence[str], within: Sequence[str] = ()
-) -> pd.DataFrame:
-    """`image_scores` of several metrics, a column for each.
+def scores_by_column(
+    images: pd.DataFrame, metrics: Sequence[str], columns: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Scores of images, a table for each metric, a column for each of what is kept apart.
+
+    In numpy, as pandas takes some milliseconds for each step of it.
 
     Args:
-        images: as there.
-        metrics: columns of scores.
-        within: columns whose values are kept apart.
+        images: rows of one method with the columns image, subject, the metrics and `columns`.
+        metrics: ``"psnr"`` [dB], ``"ssim"``, ...
+        columns: whose values are kept apart, such as the seed.
 
     Returns:
-        Indexed by ``(subject, image, *within)``.
+        Metric to a table indexed by (subject, image), in order; the mean where there are several
+        rows, NaN where any has no finite score or there is none; PSNR is at most `CEILING`.
     """
-    keys = ["subject", "image", *within]
     if images.empty:
-        index = pd.MultiIndex.from_arrays([[]] * len(keys), names=keys)
-        return pd.DataFrame(index=index, columns=list(metrics), dtype=float)
-    values = images[list(metrics)].apply(pd.to_numeric).astype(float)
-    ratios = [name for name in metrics if name in IN_DB]
-    values[ratios] = values[ratios].clip(upper=CEILING)
-    frame = values.where(np.isfinite(values)).assign(
-        subject=_subjects(images),
-        image=images["image"].astype(str),
-        **{name: images[name] for name in within},
-    )
-    groups = frame.groupby(keys)
-    return groups.mean().where(groups.count().eq(groups.size(), axis=0))
+        nothing = pd.MultiIndex.from_arrays([[], []], names=["subject", "image"])
+        return {metric: pd.DataFrame(index=nothing) for metric in metrics}
+    row_names = list(zip(_subjects(images), map(str, images["image"]), strict=True))
+    apart = list(zip(*(images[name] for name in columns), strict=True)) or [()] * len(row_names)
+    rows, row_codes = _codes(row_names)
+    places, column_codes = _codes(apart)
+    index = pd.MultiIndex.from_tuples(rows, names=["subject", "image"])
+    labels = pd.MultiIndex.from_tuples(places, names=columns) if columns else [0] * len(places)
+    count = np.zeros((len(rows), len(places)))
+    np.add.at(count, (row_codes, column_codes), 1)
+    found = {}
+    for metric in metrics:
+        values = images[metric].to_numpy(dtype=float)
+        if metric in IN_DB:
+            values = np.minimum(values, CEILING)
+        total = np.zeros_like(count)
+        np.add.at(total, (row_codes, column_codes), np.where(np.isfinite(values), values, np.nan))
+        with np.errstate(invalid="ignore"):
+            found[metric] = pd.DataFrame(total / count, index=index, columns=labels)
+    return found
+
+
+def _codes(values: Sequence[tuple]) -> tuple[list[tuple], list[int]]:
+    """The distinct ones in order, and the place of each among them."""
+    distinct = sorted(set(values))
+    place = {value: number for number, value in enumerate(distinct)}
+    return distinct, [place[value] for value in values]
 
 
 def mean_interval(images: pd.DataFrame, metric: str = "psnr", level: float = 0.95) -> Estimate:
@@ -230,8 +249,9 @@ def _clustered(scores: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     return scores.to_numpy(dtype=float), subjects
 
 
-def _subjects(images: pd.DataFrame) -> pd.Series:
+def _subjects(images: pd.DataFrame) -> list[str]:
     """Subject of every row; an image without one gets a subject of its own."""
-    missing = images["subject"].isna() | (images["subject"].astype(str) == "")
-    own = "image " + images["image"].astype(str)
-    return images["subject"].astype(str).mask(missing, own)
+    return [
+        f"image {image}" if pd.isna(subject) or subject == "" else str(subject)
+        for subject, image in zip(images["subject"], images["image"], strict=True)
+    ]

@@ -34,6 +34,13 @@ UriOption = Annotated[
         help="MLflow store; else MLFLOW_TRACKING_URI, else mlflow.db in this folder.",
     ),
 ]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        help="MLflow store to read; else MLFLOW_TRACKING_URI, else the runs below mlruns/ here.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value, repeatable: problem.size=64, ldipa.train.clip=0.5"),
@@ -172,7 +179,7 @@ def leaderboard(
     pivot: Annotated[
         str | None, typer.Option(help="task or study: differences, with these in the columns.")
     ] = None,
-    tracking_uri: UriOption = None,
+    tracking_uri: StoreOption = None,
 ) -> None:
     """Rank the methods of a task by test PSNR, and say which are better than the reference."""
     from dipa_bench.cli.show import Wanted, show_leaderboard
@@ -192,7 +199,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="Also write an HTML page with a plot of all images.")
     ] = None,
-    tracking_uri: UriOption = None,
+    tracking_uri: StoreOption = None,
 ) -> None:
     """Compare two rows image by image: difference, images that gain and lose most, parameters."""
     from dipa_bench.cli.show import show_comparison
@@ -213,7 +220,7 @@ def tuning(
     reference: Annotated[
         str | None, typer.Option(help="Row that gains are taken to [the study's].")
     ] = None,
-    tracking_uri: UriOption = None,
+    tracking_uri: StoreOption = None,
 ) -> None:
     """Say what every search had found after how much: better, or only better tuned?"""
     from dipa_bench.cli.show import show_tuning
@@ -230,7 +237,7 @@ def dashboard(
     study: StudyOption = None,
     protocol: ProtocolOption = None,
     rules: OldProtocolOption = None,
-    tracking_uri: UriOption = None,
+    tracking_uri: StoreOption = None,
 ) -> None:
     """Write one self-contained HTML page with leaderboard, curves and pictures."""
     from dipa_bench.cli.show import make_dashboard

@@ -147,12 +147,7 @@ def scores_by_replicate(images: pd.DataFrame, metrics: Sequence[str]) -> dict[st
     Returns:
         Metric to a table indexed by (subject, image); NaN where a score is missing or not finite.
     """
-    if images.empty:
-        nothing = pd.DataFrame(index=statistics.score_table(images, metrics).index)
-        return dict.fromkeys(metrics, nothing)
-    keys = ["replicate", "seed"]
-    wide = statistics.score_table(images, metrics, keys).unstack(keys).sort_index(axis=1)
-    return {metric: wide[metric] for metric in metrics}
+    return statistics.scores_by_column(images, metrics, ["replicate", "seed"])
 
 
 def differences(

@@ -203,13 +203,18 @@ def _frame(rows: list[dict[str, Any]], columns: dict[str, type]) -> pd.DataFrame
 
 def _table(path: Path, columns: dict[str, type], labels: dict[str, str]) -> pd.DataFrame:
     """A Parquet file as the rows of one study and method."""
-    table = pd.read_parquet(path, engine="pyarrow").assign(**labels)
-    newer = [name for name in names.QUALITY if name in columns and name not in table.columns]
-    table = table.assign(**dict.fromkeys(newer, np.nan))  # not known, or of an older version
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise ValueError(f"{path.name} lacks the column {missing[0]!r}")
-    return table[list(columns)].astype(columns)
+    table, arrays = pd.read_parquet(path, engine="pyarrow"), {}
+    for name, kind in columns.items():
+        if name in labels:
+            arrays[name] = np.full(len(table), labels[name], dtype=object)
+        elif name in table.columns:
+            arrays[name] = table[name].to_numpy(dtype=object if kind is object else None)
+            arrays[name] = arrays[name].astype(kind, copy=False)
+        elif name in names.QUALITY:  # not known, or of an older version
+            arrays[name] = np.full(len(table), np.nan)
+        else:
+            raise ValueError(f"{path.name} lacks the column {name!r}")
+    return pd.DataFrame(arrays)
 
 
 def _joined(tables: list[pd.DataFrame], columns: dict[str, type]) -> pd.DataFrame:
