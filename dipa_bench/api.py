@@ -194,14 +194,16 @@ def run_prepared(study: Study, callback: StudyCallback) -> Results:
     """
     import pandas as pd
 
+    from dipa_bench import devices
     from dipa_bench.reports.leaderboard import leaderboard as ranked
     from dipa_bench.tracking.folders import runs_table
 
     outcomes: list[Outcome] = []
-    for outcome in study.replicates(callback):
-        outcomes.append(outcome)
-        if outcome.measured and len(outcomes) < study.resolved.budget.replicates:
-            callback.replicate(len(outcomes), ranked(_tables(study, outcomes)))
+    with devices.threads(_threads(study, callback)):
+        for outcome in study.replicates(callback):
+            outcomes.append(outcome)
+            if outcome.measured and len(outcomes) < study.resolved.budget.replicates:
+                callback.replicate(len(outcomes), ranked(_tables(study, outcomes)))
     first, tables = outcomes[0], _tables(study, outcomes)
     return Results(
         name=first.study.name,
@@ -213,6 +215,18 @@ def run_prepared(study: Study, callback: StudyCallback) -> Results:
         measured=all(one.measured for one in outcomes),
         sent=all(one.sent for one in outcomes),
     )
+
+
+def _threads(study: Study, callback: StudyCallback) -> int | None:
+    """Threads of a study on a CPU of which other programs use a part."""
+    from dipa_bench import devices
+
+    count = devices.free_threads() if study.where.type == "cpu" else None
+    if count is not None:
+        callback.message(
+            f"{count} of {devices.cores()} cores free: as many threads (OMP_NUM_THREADS chooses)"
+        )
+    return count
 
 
 def _tables(study: Study, outcomes: Sequence[Outcome]) -> TaskResults:

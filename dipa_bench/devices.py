@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +73,33 @@ def available_memory(device: torch.device) -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def busy_cores(seconds: float = 0.3) -> float:
+    """How many cores of this machine other programs keep busy, watched for so long."""
+    import psutil
+
+    return psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)
+
+
+def free_threads() -> int | None:
+    """Threads that leave other programs theirs; None where torch's own choice stands.
+
+    Two threads beside a busy program are several times slower than one. It stands where the user
+    has chosen (OMP_NUM_THREADS), and where all cores are free.
+    """
+    wanted = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ or wanted == 1:
+        return None
+    free = max(1, cores() - round(busy_cores()))
+    return free if free < wanted else None
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """Names of devices."""
 
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 
@@ -64,3 +68,28 @@ def test_descriptions():
         with devices.threads(count):
             assert devices.describe(torch.device("cpu")) == f"cpu ({words})"
     devices.synchronise(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("busy", "wanted", "chosen"),
+    [(0.1, 4, None), (1.1, 4, 3), (2.6, 4, 1), (9.0, 4, 1), (2.0, 1, None), (1.0, 2, None)],
+)
+def test_other_programs_keep_their_cores(busy, wanted, chosen, monkeypatch):
+    """Of four cores; never more threads than torch would take, and at least one."""
+    monkeypatch.setattr(devices, "cores", lambda: 4)
+    monkeypatch.setattr(devices, "busy_cores", lambda: busy)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with devices.threads(wanted):
+        assert devices.free_threads() == chosen
+        monkeypatch.setenv("OMP_NUM_THREADS", str(wanted))
+        assert devices.free_threads() is None
+
+
+def test_a_busy_core_is_seen():
+    """A program that does nothing but count keeps a core, of one that sleeps nothing is seen."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as program:
+        try:
+            time.sleep(0.2)
+            assert devices.busy_cores(0.5) > 0.3
+        finally:
+            program.kill()

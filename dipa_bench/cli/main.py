@@ -122,6 +122,9 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say trials, minutes and memory; start nothing.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the leaderboard, but no runs and no bars.")
+    ] = False,
 ) -> None:
     """Search every method with the same budget, refit the winners, test each once.
 
@@ -148,7 +151,10 @@ def study(
         storage=storage,
         tracking_uri=tracking_uri,
     )
-    (print_plan if dry_run else run)(request)
+    if dry_run:
+        print_plan(request)
+    else:
+        run(request, quiet)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,13 +14,13 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.progress import (
     Progress as Bars,
 )
 from rich.text import Text
 
+from dipa_bench.cli.time_left import TimeLeft
 from dipa_bench.methods import Progress
 from dipa_bench.search.callbacks import StudyCallback
 from dipa_bench.tracking.records import RunRecord
@@ -27,14 +28,21 @@ from dipa_bench.tracking.records import RunRecord
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dipa_bench.execution.work import Work
+
 
 class Terminal(StudyCallback):
-    """Draws a bar for the trials of each row under way, and one for each running fit's epochs.
+    """Draws a bar for the study's rows, with the time left, one for the trials of each row under
+    way, and one for each running fit's epochs.
 
     A context manager. Where standard error is no terminal only finished runs are printed.
+
+    Args:
+        quiet: print neither bars nor runs, only what a user has to know.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bars = Bars(
             SpinnerColumn(),
@@ -42,12 +50,13 @@ class Terminal(StudyCallback):
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self._console,
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
             transient=True,
         )
+        self._time_left: TimeLeft | None = None
+        self._study: TaskID | None = None
         self._rows: dict[str, TaskID] = {}
         self._jobs: dict[str, TaskID] = {}
 
@@ -58,8 +67,15 @@ class Terminal(StudyCallback):
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
+    def planned(self, work: Mapping[str, Work], replicates: int) -> None:
+        self._time_left = TimeLeft(work, replicates)
+        count = len(work) * replicates
+        self._study = self._bars.add_task("rows of the study", total=count, left="")
+
     def method(self, row: str, trials: int | None, done: int) -> None:
-        self._rows[row] = self._bars.add_task(row, total=trials, completed=done)
+        if self._time_left is not None:
+            self._time_left.begins(row, done)
+        self._rows[row] = self._bars.add_task(row, total=trials, completed=done, left="")
 
     def run(self, kind: str, row: str, number: int) -> None:
         if row in self._rows:
@@ -67,7 +83,7 @@ class Terminal(StudyCallback):
 
     def epoch(self, job: str, progress: Progress) -> None:
         if job not in self._jobs:
-            self._jobs[job] = self._bars.add_task(job, total=progress.epochs)
+            self._jobs[job] = self._bars.add_task(job, total=progress.epochs, left="")
         self._bars.update(
             self._jobs[job],
             completed=progress.epoch,
@@ -83,11 +99,19 @@ class Terminal(StudyCallback):
             self._bars.remove_task(self._jobs.pop(job))
         if row is not None and record.kind == "method":
             self._bars.remove_task(self._rows.pop(record.method))
-        self.message(_line(record))
+        if self._study is not None:
+            self._time_left.ended(record)
+            self._bars.update(
+                self._study, advance=record.kind == "method", left=str(self._time_left)
+            )
+        if not self._quiet:
+            self.message(_line(record))
 
     def replicate(self, number: int, board: pd.DataFrame) -> None:
         from dipa_bench.reports.rendering import render
 
+        if self._quiet:
+            return
         for line in f"\nafter replicate {number}, others follow:\n{render(board)}".splitlines():
             self.message(line)
 

@@ -12,12 +12,14 @@ from dipa_bench.execution.study import Request, Study
 from dipa_bench.runs.plan import plan
 from dipa_bench.tracking.location import redacted
 
+BUSY = 0.3  # cores that other programs use, from which measurements are off
 
-def run(request: Request) -> None:
+
+def run(request: Request, quiet: bool = False) -> None:
     """Runs the study and prints its leaderboard; exit code 1 where nothing finished."""
     study = Study(request)
     try:
-        with Terminal() as terminal:
+        with Terminal(quiet) as terminal:
             found = api.run_prepared(study, terminal)
     except StudyStopped as stop:
         raise Stopped(str(stop)) from None
@@ -36,6 +38,7 @@ def run(request: Request) -> None:
 def print_plan(request: Request) -> None:
     """Prints what the study would cost; starts nothing."""
     study = Study(request)
+    busy = devices.busy_cores() if study.where.type == "cpu" else 0.0
     found = plan(study.resolved, study.task)
     table = new_table(
         *("method", "trials", "seeds", "minutes", "note"), title=f"study {study.resolved.name}"
@@ -52,3 +55,5 @@ def print_plan(request: Request) -> None:
         f"{workers * found.memory / 2**30:.1f} GiB on {devices.describe(study.task.device)}; "
         "nothing was started"
     )
+    if busy >= BUSY:
+        console.print(f"other programs use {busy:.1f} cores: measured beside them, it takes longer")

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import threadpoolctl
 import torch
 
+from dipa_bench import devices
 from dipa_bench.config.entry import Entry
 from dipa_bench.errors import UserError, brief
 from dipa_bench.execution.jobs import JobCallback, Setup, perform
@@ -250,13 +251,6 @@ def _stop(signum: int, frame: object) -> NoReturn:
 # ----------------------------------------------------------------------------------- who gets what
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def share_resources(setup: Setup, count: int, gpus: Sequence[str] = ()) -> list[WorkerResources]:
     """What each of `count` workers may use: a GPU of its own, in turn, or its share of the cores.
 
@@ -267,7 +261,7 @@ def share_resources(setup: Setup, count: int, gpus: Sequence[str] = ()) -> list[
         count: of workers.
         gpus: names of the GPUs as CUDA_VISIBLE_DEVICES takes them; none works on the CPU.
     """
-    share = max(1, min(torch.get_num_threads(), cores() // count))
+    share = max(1, min(torch.get_num_threads(), devices.cores() // count))
     found = []
     for number in range(count):
         values = {name: str(share) for name in THREADS}

@@ -22,6 +22,7 @@ from dipa_bench.execution.scheduler import Scheduler
 from dipa_bench.execution.sending import Sender
 from dipa_bench.execution.shifts import shifted
 from dipa_bench.execution.study_folder import locked_context, study_folder
+from dipa_bench.execution.work import work_of
 from dipa_bench.execution.workers import WorkerConfig, worker_config
 from dipa_bench.search import storage
 from dipa_bench.search.callbacks import StudyCallback
@@ -146,6 +147,11 @@ class Study:
             OSError: a disk that is full or read-only.
             UserError: another process runs it, or it was begun with other settings.
         """
+        names = self.resolved.methods
+        work = {
+            name: work_of(Entry.of(self.resolved, name), self.task, self.resolved) for name in names
+        }
+        callback.planned(work, self.resolved.budget.replicates)
         for one in replicated(self.resolved):
             try:
                 outcome = self._run(one, callback)

@@ -16,7 +16,7 @@ from dipa_bench.execution.cluster import DaskPool
 from dipa_bench.execution.context import StudyContext
 from dipa_bench.execution.jobs import JobCallback, Setup
 from dipa_bench.execution.pool import Inline, Pool
-from dipa_bench.execution.processes import Processes, cores, share_resources
+from dipa_bench.execution.processes import Processes, share_resources
 
 MEMORY = 2 * 2**30  # bytes of the host that `auto` leaves to each worker
 AUTO = "auto"
@@ -83,7 +83,7 @@ def worker_config(workers: str | None, where: torch.device, on_cluster: str | No
         return WorkerConfig()
     if workers == AUTO:
         room = devices.available_memory(torch.device("cpu")) // MEMORY
-        return WorkerConfig(max(1, len(_gpus(where)) or min(cores(), room)))
+        return WorkerConfig(max(1, len(_gpus(where)) or min(devices.cores(), room)))
     if not workers.isdecimal() or not int(workers):
         raise UserError(f"--workers {workers!r}: give a number from 1, or auto")
     return WorkerConfig(int(workers))

@@ -13,16 +13,17 @@ from dipa_bench import devices, registry
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.study_file import StudyFile
 from dipa_bench.errors import UserError
+from dipa_bench.execution.work import work_of
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import Budget, FitContext
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Identity, Pointwise, Preconditioner
-from dipa_bench.search.stages import planned_trials, stages_of
+from dipa_bench.search.stages import planned_trials
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tasks.base import Task
 
-TUNING_IMAGES = 15  # that one evaluation of solver settings takes, in the mean
+BESIDE = 0.07  # seconds of a trial that are not fitting or running: choosing, records
 
 
 @dataclass(frozen=True)
@@ -76,34 +77,18 @@ def plan(study: StudyFile, task: Task) -> Plan:
         for name, entry in chosen.items()
         if entry.method.stochastic and not obstacles[name]
     }
-    validation, test = len(task.images.validation), task.images.test_count
-    images = min(study.budget.train_images or len(task.images.train), len(task.images.train))
+    training = {name: seconds / forward for name, seconds in trained.items()}
     entries = []
     for name, entry in chosen.items():
-        skip = obstacles[name][1] if obstacles[name] else None
+        work, skip = work_of(entry, task, study, training), obstacles[name]
         trials = 0 if skip else planned_trials(entry, task, study)
+        seconds = forward * work.total + BESIDE * (work.settings + work.fits)
+        if work.seconds is not None:
+            seconds = work.seconds + forward * work.finals * work.final
+            trials = trials or max(1, round(work.seconds / max(forward * work.fit, 1e-9)))
         seeds = 0 if skip else study.budget.seeds if entry.method.stochastic else 1
-        checks = (study.budget.validation_images or validation) * forward
-        epoch = images * trained.get(name, 0.0) + checks
-        one_pass = images * forward if entry.method.learned else 0.0
-        trial_fit, seed_fit = (
-            epochs * epoch if entry.method.stochastic else one_pass
-            for epochs in (study.budget.epochs, study.budget.final_epochs)
-        )
-        searching = 0.0
-        for stage in stages_of(entry, task, study) if not skip else ():
-            one = trial_fit + validation * forward
-            if stage.tunes:
-                one = min(TUNING_IMAGES, validation) * forward
-            searching += one * (stage.count or 0)
-        if study.budget.minutes is not None and entry.space(task) and not skip:
-            searching = 60 * study.budget.minutes
-            trials = trials or max(
-                1, round(searching / max(trial_fit + validation * forward, 1e-9))
-            )
-        seconds = searching + seeds * (seed_fit + test * forward)
-        minutes = seconds / 60
-        entries.append(EntryPlan(name, trials, seeds, entry.method.learned, minutes, skip))
+        fitted, why = entry.method.learned, skip[1] if skip else None
+        entries.append(EntryPlan(name, trials, seeds, fitted, seconds / 60, why))
     return Plan(entries, int(1.2 * devices.peak_memory(task.device)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dipa_bench.methods import Progress
@@ -10,9 +11,14 @@ from dipa_bench.tracking.records import RunRecord
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dipa_bench.execution.work import Work
+
 
 class StudyCallback:
     """Hears of everything and does nothing; override what is wanted."""
+
+    def planned(self, work: Mapping[str, Work], replicates: int) -> None:
+        """A study begins: what each entry takes at most, in each of so many replicates."""
 
     def method(self, entry: str, trials: int | None, done: int) -> None:
         """An entry's search begins; `done` of its `trials` (None: any number) are there already."""

@@ -34,7 +34,7 @@ SETUP = Setup({}, Path("study"), Path("teachers"), "cpu")
 def test_workers_share_the_cores_and_heed_the_users_own_number(
     cores: int, own: int, count: int, share: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr(processes, "cores", lambda: cores)
+    monkeypatch.setattr(devices, "cores", lambda: cores)
     with devices.threads(own):
         found = share_resources(SETUP, count)
     assert len(found) == count
@@ -60,7 +60,7 @@ def test_only_visible_gpus_are_shared_out(monkeypatch) -> None:
 def test_how_many_workers_there_are(monkeypatch) -> None:
     assert worker_config(None, CPU, None) == WorkerConfig(1)
     assert worker_config("3", CPU, None) == WorkerConfig(3)
-    monkeypatch.setattr(module, "cores", lambda: 8)
+    monkeypatch.setattr(devices, "cores", lambda: 8)
     monkeypatch.setattr(module.devices, "available_memory", lambda where: 5 * module.MEMORY + 1)
     assert worker_config("auto", CPU, None) == WorkerConfig(5)
     monkeypatch.setattr(module.devices, "available_memory", lambda where: 100)
