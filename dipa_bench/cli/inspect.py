@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PARAMETERS = "parameters"  # what `list` shows beside what is registered
+DIGITS = 28  # pixels: `digits`, the most, need no resizing then
 
 
 def show_registered(kind: str | None, pattern: str) -> None:
@@ -247,7 +248,7 @@ def _dataset_state(name: str) -> str:
     spec = registry.get("datasets", name)
     if not spec.embedded:
         return "read from disk: --data-root, or NAME:PATH"
-    splits = spec.load(ImageRequest(16))
+    splits = spec.load(ImageRequest(DIGITS))
     return (
         f"{len(splits.train)} train, {len(splits.validation)} validation, {splits.test_count} test"
     )

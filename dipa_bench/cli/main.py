@@ -62,6 +62,23 @@ ProtocolOption = Annotated[str | None, typer.Option(help="tuned or published.")]
 OldProtocolOption = Annotated[str | None, typer.Option("--rules", hidden=True)]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from dipa_bench import __version__
+
+        print(f"dipa-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def study(
     task: TaskOption = None,

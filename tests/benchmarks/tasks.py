@@ -1,6 +1,6 @@
 """Images per second of student and teacher on every task, against deepinv's own FISTA.
 
-    python tests/benchmarks/tasks.py [--prior dncnn] [--iterations 5]
+    python tests/benchmarks/tasks.py [--prior dncnn] [--iterations 5] [--device cuda]
 
 16 images of 128 x 128 with `dncnn`, 256 of 32 x 32 with `dncnn-small`, the same prior, steps and
 momentum for both; deepinv gets its own operator (for `mri` that is also ours). Runs alternate;
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -21,6 +20,7 @@ from deepinv.physics import MRI, Downsampling, LinearPhysics, SinglePixelCamera
 from torch import Tensor
 
 from dipa_bench.data.complex import complex_images
+from dipa_bench.devices import resolve, timed
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Identity
 from dipa_bench.priors import user
@@ -54,9 +54,8 @@ class Clock:
         self.prior, self.strength, self.seconds = prior, strength, 0.0
 
     def __call__(self, noisy: Tensor, strength: float | Tensor = 0.0) -> Tensor:
-        started = time.perf_counter()
-        result = self.prior(noisy, self.strength)
-        self.seconds += time.perf_counter() - started
+        result, seconds = timed(lambda: self.prior(noisy, self.strength), noisy.device)
+        self.seconds += seconds
         return result
 
 
@@ -68,7 +67,7 @@ def theirs_of(physics: LinearPhysics, shape: tuple[int, int, int]) -> LinearPhys
         )
     if isinstance(physics, MRI):
         return MRI(mask=physics.mask)
-    made = SinglePixelCamera(m=physics.kept.numel(), img_size=shape)
+    made = SinglePixelCamera(m=physics.kept.numel(), img_size=shape, device=physics.mask.device)
     made.mask = physics.mask
     return made
 
@@ -98,15 +97,13 @@ def measure(
     seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "outside": []}
     for turn in range(runs + 1):
         clock.seconds = 0.0
-        started = time.perf_counter()
-        mine = ours.run(y, physics, identity).estimate
-        middle = time.perf_counter()
-        found = theirs(theirs_y, other)
-        ended = time.perf_counter()
+        ran, own = timed(lambda: ours.run(y, physics, identity), images.device)
+        mine = ran.estimate
+        found, other_seconds = timed(lambda: theirs(theirs_y, other), images.device)
         if turn:
-            seconds["ours"].append(middle - started)
-            seconds["theirs"].append(ended - middle)
-            seconds["outside"].append(1 - clock.seconds / (middle - started))
+            seconds["ours"].append(own)
+            seconds["theirs"].append(other_seconds)
+            seconds["outside"].append(1 - clock.seconds / own)
     assert (mine - found).abs().mean() < 1e-3  # the same map, to rounding that iterations amplify
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return len(images) / medians["ours"], len(images) / medians["theirs"], medians["outside"]
@@ -116,22 +113,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prior", choices=CASES, nargs="*", default=list(CASES))
     parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--tasks", choices=TASKS, nargs="*", default=list(TASKS))
+    parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
+    where = resolve(chosen.device)
     for name in chosen.prior:
         count, size, runs = CASES[name]
         print(f"{name}, {count} images of {size} x {size}, K = {chosen.iterations}")
         gray = synthetic_splits((1, size, size), count)
-        for task in TASKS:
+        for task in chosen.tasks:
             spec = get("tasks", task)
             splits = complex_images(gray, "smooth") if task == "mri" else gray
-            made = spec.operators(build(spec.options, {}), Geometry(splits.shape))
-            prior = user.build(name)
+            made = spec.operators(build(spec.options, {}), Geometry(splits.shape, where))
+            prior = user.build(name).to(where)
             prior = on_complex(prior) if task == "mri" else prior
             teacher = made.teachers[-1]
             for label, physics in (("student", made.student), ("teacher", teacher.build())):
                 ours, theirs, outside = measure(
                     physics,
-                    splits.train.pixels,
+                    splits.train.pixels.to(where),
                     prior,
                     STRENGTH[name],
                     chosen.iterations,

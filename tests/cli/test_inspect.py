@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,10 @@ def test_no_arguments_show_the_help(call) -> None:
     assert done.code == 2
     assert "Usage: dipa-bench" in done.out
     assert done.err == ""
+
+
+def test_the_version(call) -> None:
+    assert call("--version").out == f"dipa-bench {importlib.metadata.version('dipa-bench')}\n"
 
 
 def test_list(call) -> None:
