@@ -162,6 +162,7 @@ METHOD = Method(
         "2 operator calls, 1 denoiser call, 2 Fourier transforms; 130 operator calls, and 200 "
         "more at most where A^T A is not circulant"
     ),
+    contains=("identity",),
     parameters=HessianParameters,
     stochastic=True,
     solver_free=True,

@@ -150,6 +150,7 @@ METHOD = Method(
         "3 operator calls, 1 denoiser call, P in closed form (else 2 and 2 for each step of "
         "conjugate gradients); without the closed form one such solve"
     ),
+    contains=("identity",),
     parameters=HessianParameters,
     solver_free=True,
     fit=fit,

@@ -71,6 +71,7 @@ METHOD = Method(
     parameters=SolverOnly,
     solver_free=True,
     fit=fit,
+    contains=("lmmse-identity",),
 )
 
 FROM_LMMSE = Method(

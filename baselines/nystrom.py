@@ -164,6 +164,7 @@ METHOD = Method(
         "2 operator calls, 1 denoiser call, 2 products with an n x rank matrix; 2 (rank "
         "+ 10) operator calls and 200 more at most"
     ),
+    contains=("identity",),
     parameters=NystromParameters,
     stochastic=True,
     solver_free=True,

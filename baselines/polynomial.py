@@ -206,6 +206,7 @@ METHOD = Method(
         "2 + 2 degree operator calls, 1 denoiser call; 100 (2 + 2 degree) at most where the "
         "bound on P A^T A has no closed form"
     ),
+    contains=("identity",),
     parameters=PolynomialParameters,
     solver_free=True,
     fit=fit,

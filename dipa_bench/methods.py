@@ -343,6 +343,8 @@ class Method:
             that of a fit after a semicolon.
         published: the published values as flat parameters (steps may be absolute).
         skip: the reason why the method does not apply to a task, or None.
+        contains: methods whose every setting is within this one's range too; where tuning leaves it
+            below one of them, its search has not converged, and the board says so.
         refuses: (task, parameters) -> the reason why these parameters cannot be had, or None.
         narrow: (task, search space) -> the part of the space that the task admits.
         restore: (task, parameters, stored state, context) -> what `fit` gave, for the task at hand,
@@ -365,6 +367,7 @@ class Method:
     cost: str = ""
     published: Callable[[Task], dict[str, Value]] = published_solve
     skip: Callable[[Task], str | None] = lambda task: None
+    contains: tuple[str, ...] = ()
     refuses: Callable[[Task, Any], str | None] = lambda task, parameters: None
     narrow: Callable[[Task, dict[str, Search]], dict[str, Search]] = lambda task, found: found
     restore: Callable[[Task, Any, Mapping[str, Tensor], FitContext], Reconstructor] | None = None

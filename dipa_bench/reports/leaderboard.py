@@ -26,6 +26,7 @@ COLUMNS = (
     *("images", "subjects", "replicates", "disagree", "unpaired_images"),
     *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters"),
     *("trials", "seeds", "fit_seconds", "search_seconds", "late_gain"),
+    *("validation", "contains"),
     *("protocol", "preset", "operator", "rule", "learned", "start", "state", "reason", "caveat"),
     "setting",
 )
@@ -174,7 +175,7 @@ def _merged(study: str, records: list[Row]) -> Row:
         row[name] = sum(record[name] for record in records)
     gains = [record["late_gain"] for record in records]
     row["late_gain"] = max((gain for gain in gains if not math.isnan(gain)), default=math.nan)
-    for name in ("fit_seconds", "seconds_per_image"):
+    for name in ("fit_seconds", "seconds_per_image", "validation"):
         row[name] = sum(record[name] for record in finished or records) / len(finished or records)
     if finished and len(finished) < len(records):
         bad = next(record for record in records if record["state"] != "finished")

@@ -52,6 +52,9 @@ class MethodSearch:
         self.done: RunRecord | None = None
         self.ours = True
         self._record = context.blank("method", entry)
+        free = not entry.spec.set and not entry.spec.search  # it has its method's whole range
+        if entry.method.contains and free and context.study.protocol == "tuned":
+            self._record.notes["contains"] = ", ".join(entry.method.contains)
         if told := command():
             self._record.notes["command"] = told
         self._losses: Counter[tuple[str, int]] = Counter()

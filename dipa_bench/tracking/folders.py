@@ -159,6 +159,7 @@ def _method_row(record: RunRecord, children: Callable[[], list[RunRecord]]) -> d
         "start": record.params.get("solve.start"),
         "reference": record.study_file.get("reference") or None,
         "caveat": record.notes.get("caveat") or None,
+        "contains": record.notes.get("contains") or None,
         "run_id": "",
         "replicate": _replicate(record),
         "replicate_of": _replicate_of(record),

@@ -130,6 +130,7 @@ def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str
         "start": params.get("solve.start"),
         "reference": _tag(run, "reference") or None,
         "caveat": _tag(run, "note.caveat") or None,
+        "contains": _tag(run, "note.contains") or None,
         "params": params,
         "run_id": run.info.run_id,
         "started": _started(run),

@@ -37,10 +37,12 @@ METHODS = {
     "fit_seconds": float,
     "search_seconds": float,
     "late_gain": float,
+    "validation": float,
     "published": float,
     "start": object,
     "reference": object,
     "caveat": object,
+    "contains": object,
     "params": object,
     "run_id": object,
     "started": float,
@@ -91,6 +93,7 @@ OF_METHOD = {  # column to metric
     "fit_seconds": "fit/seconds",
     "search_seconds": "search/seconds",
     "late_gain": "search/late_gain",
+    "validation": "val/psnr",
     "published": "published/psnr",
 }
 OF_TRIAL = {

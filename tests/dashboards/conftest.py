@@ -98,6 +98,8 @@ def build(
                     "fit_seconds": 61.0 if learned else (4.0 if name == "lmmse" else 0.0),
                     "search_seconds": 900.0,
                     "late_gain": float("nan"),
+                    "validation": float("nan"),
+                    "contains": None,
                     "published": float("nan"),
                     "start": "lmmse" if name == "lmmse" else "adjoint",
                     "params": {rename("solve.step"): 0.93, "prior": rename("dncnn")},

@@ -28,6 +28,8 @@ METHOD = {
     "fit_seconds": 0.0,
     "search_seconds": 100.0,
     "late_gain": float("nan"),
+    "validation": float("nan"),
+    "contains": None,
     "published": 19.5,
     "start": "adjoint",
     "params": {"step": 1.0},

@@ -295,3 +295,25 @@ def test_words_and_warnings_of_a_board(make_results: Callable[..., TaskResults])
     (late,) = (line for line in lines if "last quarter" in line)
     assert late.startswith("warning: unsure gained 0.25 dB in the last quarter of its tuning")
     assert leaderboard(made, margin=2.0).set_index("method").loc["up", "verdict"] == "equivalent"
+
+
+def test_a_row_below_what_it_can_be_has_not_converged(
+    make_results: Callable[..., TaskResults],
+) -> None:
+    """By its validation images, on which it was tuned; test images may differ by chance."""
+    made = make_results(
+        {"method": "identity", "validation": 25.0, "contains": "lmmse-identity"},
+        {"method": "lmmse-identity", "validation": 25.02},
+        {"method": "hessian", "validation": 24.8, "contains": "other, identity"},
+        {"method": "polynomial", "validation": 24.97, "contains": "identity"},
+        {"method": "ldipa", "validation": 24.0},
+        psnr={
+            name: [20.0, 21.0, 22.0]
+            for name in ("identity", "lmmse-identity", "hessian", "polynomial", "ldipa")
+        },
+    )
+    (told,) = (line for line in conclusions(leaderboard(made)) if "converged" in line)
+    assert told == (
+        "warning: hessian can be identity, and yet tuning left it 0.20 dB below (on validation "
+        "images): its search has not converged"
+    )

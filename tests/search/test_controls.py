@@ -7,18 +7,23 @@ far above all that a denoiser is trained for, which the tuner misses from the de
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dipa_bench import parameters, registry
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.study_file import StudyFile
 from dipa_bench.execution.study_folder import open_context, run_entry
+from dipa_bench.parameters import build
 from dipa_bench.search.callbacks import StudyCallback
 from dipa_bench.testing import small_task
 from dipa_bench.tracking.records import RunRecord
 
+LIMITS = {"mu": (100.0,), "degree": (0,)}  # where families come to the identity
 SETTINGS = {"settings": 80, "seeds": 1}
 
 
@@ -49,3 +54,32 @@ def test_other_seeds_end_alike(tmp_path: Path, lab) -> None:
         for seed in range(2)
     ]
     assert max(ends) - min(ends) <= 0.03
+
+
+@pytest.mark.parametrize("task", ["sr", "deblur"])
+@pytest.mark.parametrize(
+    "method", [one.name for one in registry.describe("methods") if getattr(one, "contains", ())]
+)
+def test_a_method_can_be_what_it_says_it_contains(method: str, task: str, context) -> None:
+    """At some point of its range it reconstructs as the other one does."""
+    place, own = small_task(task, count=6), registry.get("methods", method)
+    solve = {"solve.start": "lmmse", "solve.step": 1.5, "solve.strength": 0.05}
+
+    def estimates(name: str, values: dict) -> torch.Tensor:
+        found = registry.get("methods", name)
+        made = found.fit(place, build(found.parameters, values), context())
+        return made.run(place.measure(place.images.validation), place.student).estimate
+
+    for other in own.contains:
+        points = [
+            solve | dict(zip(LIMITS, values, strict=True))
+            for values in itertools.product(*LIMITS.values())
+        ]
+        known = set(parameters.defaults(own.parameters, place.solver, place))
+        points = [{name: v for name, v in point.items() if name in known} for point in points]
+        own_solve = {name: value for name, value in solve.items() if name in known}
+        there = registry.get("methods", other)
+        names = parameters.defaults(there.parameters, place.solver, place)
+        expected = estimates(other, {name: v for name, v in own_solve.items() if name in names})
+        gaps = [(estimates(method, point) - expected).abs().max().item() for point in points]
+        assert min(gaps) < 5e-3, gaps

@@ -121,12 +121,13 @@ def method_record(study: str, method: str, index: int = 0) -> RunRecord:
             "fit/seconds": 2.5,
             "search/seconds": 12.25,
             "search/late_gain": 0.125,
+            "val/psnr": 28.25,
             "search/trials": 2.0,
             "search/seeds": 2.0,
             "test/psnr": 27.5 + index,
         },
         series={"loss": [(i, 1.0 / (i + 1)) for i in range(250)]},
-        notes={"winner": WINNER, "gradient": "checkpoint"},
+        notes={"winner": WINNER, "gradient": "checkpoint", "contains": "none, other"},
     )
 
 

@@ -72,6 +72,8 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
         "fit_seconds": 2.5,
         "search_seconds": 12.25,
         "late_gain": 0.125,
+        "validation": 28.25,
+        "contains": "none, other",
         "published": pytest.approx(math.nan, nan_ok=True),
         "start": "adjoint",
         "reference": None,
