@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -279,3 +279,31 @@ def blank(x: str, y: str, names: int) -> go.Figure:
             "yaxis": axis | {"title": {"text": y, "font": {"size": 14}}, "automargin": True},
         }
     )
+
+
+def switch(owners: Sequence[str], axes: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """Buttons that show the traces of one unit of the x axis.
+
+    Args:
+        owners: the unit of each trace.
+        axes: unit to properties of its axis.
+    """
+    buttons = []
+    for unit, properties in axes.items():
+        axis = {f"xaxis.{name.replace('_', '.')}": value for name, value in properties.items()}
+        shown = {"visible": [own == unit for own in owners]}
+        buttons.append(
+            {"label": f"by {unit.replace('_', ' ')}", "method": "update", "args": [shown, axis]}
+        )
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "buttons": buttons,
+        "showactive": True,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.02,
+        "yanchor": "bottom",
+        "pad": {"t": 0, "b": 4},
+        "font": {"size": 12},
+    }

@@ -19,12 +19,15 @@ from dashboards.generalisation import psnr_by_setting
 from dashboards.importance import importance_bars
 from dashboards.palette import Look, looks
 from dashboards.pictures import Picture
+from dashboards.profiles import reached
 from dashboards.tuning import REACH, best_against_budget
 from dipa_bench.reports.columns import p_text
+from dipa_bench.reports.comparison import MARGIN
 from dipa_bench.reports.conclusions import conclusions, verdict
 from dipa_bench.reports.generalisation import by_study
 from dipa_bench.reports.importance import LEAST, parameter_importance
 from dipa_bench.reports.leaderboard import base_studies, image_rows, leaderboard
+from dipa_bench.reports.profiles import arrivals
 from dipa_bench.reports.rendering import caveats, settings
 from dipa_bench.reports.text import plain, short
 from dipa_bench.reports.tuning import UNITS, curves
@@ -87,6 +90,12 @@ _BOX_HELP = (
 _SHIFT_HELP = (
     "Winners as they are, at settings that they were neither trained nor tuned for; operators that "
     "are made from A are made anew there. Bars are 95% intervals over test subjects."
+)
+_PROFILE_HELP = (
+    "How soon a row is as good as {reference} ends: the share of runs on test images whose PSNR is "
+    "within {margin:g} dB of what {reference} ends with on the same image. Further left is sooner, "
+    "a line that ends below 100% never gets there on the others. Rows are tuned for their end, not "
+    "for this; calls and seconds are those of one image."
 )
 _SEARCH_HELP = (
     "A mark is a trial (one that ran on some images, where it is estimated), the line the best "
@@ -179,6 +188,7 @@ def _section(results: TaskResults, study: str, style: dict[str, Look], index: in
     rows = [row | {"look": style[row["method"]]} for row in board.to_dict("records")]
     charts = [
         *_charts(results, study, style),
+        *_profiles(results, study, style),
         *_budgets(results, study, style),
         *_tuning(results, study, board, style),
         *_shifted(results, study, style),
@@ -226,6 +236,16 @@ def _charts(results: TaskResults, study: str, style: dict[str, Look]) -> list[Dr
         ("Distribution of PSNR over test images", figures.psnr_boxes(images, style), _BOX_HELP),
         ("Search history", figures.search_history(trials, style), _SEARCH_HELP),
     ]
+
+
+def _profiles(results: TaskResults, study: str, style: dict[str, Look]) -> list[Drawn]:
+    """When images came to the reference's quality, where the study has its reference."""
+    methods = results.methods
+    own = arrivals(replace(results, methods=methods[base_studies(methods) == study]))
+    if own.empty:
+        return []
+    text = _PROFILE_HELP.format(reference=short(own["reference"].iloc[0], 40), margin=MARGIN)
+    return [("Images at the reference's quality", reached(own, style), text)]
 
 
 def _budgets(results: TaskResults, study: str, style: dict[str, Look]) -> list[Drawn]:

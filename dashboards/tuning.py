@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboards.figures import Looks, blank
+from dashboards.figures import Looks, blank, switch
 from dashboards.palette import Look, label
 from dipa_bench.reports.tuning import UNITS
 
@@ -44,7 +44,7 @@ def best_against_budget(lines: Mapping[str, pd.DataFrame], looks: Looks) -> go.F
     figure.update_xaxes(**axes[UNITS[0]])
     figure.update_yaxes(range=_heights(lines[UNITS[0]]))
     return figure.update_layout(
-        margin_t=64, legend_itemsizing="constant", updatemenus=[_switch(units, axes)]
+        margin_t=64, legend_itemsizing="constant", updatemenus=[switch(units, axes)]
     )
 
 
@@ -122,24 +122,3 @@ def _axis(unit: str, last: float) -> dict[str, object]:
     whole = max(1, math.ceil(last / 10)) if unit == "trials" else None
     kind = "linear" if unit == "trials" else "log"
     return {"title_text": _AXES[unit], "type": kind, "dtick": whole, "autorange": True}
-
-
-def _switch(units: list[str], axes: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
-    """Buttons for the unit of the budget; `units` are the traces' own."""
-    buttons = []
-    for unit in UNITS:
-        axis = {f"xaxis.{name.replace('_', '.')}": value for name, value in axes[unit].items()}
-        shown = {"visible": [own == unit for own in units]}
-        buttons.append({"label": f"by {unit}", "method": "update", "args": [shown, axis]})
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "buttons": buttons,
-        "showactive": True,
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.02,
-        "yanchor": "bottom",
-        "pad": {"t": 0, "b": 4},
-        "font": {"size": 12},
-    }

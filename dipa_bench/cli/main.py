@@ -252,6 +252,26 @@ def tuning(
 
 
 @app.command()
+def profile(
+    task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
+    study: StudyOption = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Row whose end is the target [the study's].")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="dB that may be missing to it.")] = 0.1,
+    format: Annotated[
+        str, typer.Option(help="table, markdown (md), latex, html, csv or json.")
+    ] = "table",
+    protocol: ProtocolOption = None,
+    tracking_uri: StoreOption = None,
+) -> None:
+    """Say how soon rows are as good as the reference ends: iterations, calls, seconds."""
+    from dipa_bench.cli.show import show_profile
+
+    show_profile(task, study, reference, margin, format, protocol, tracking_uri)
+
+
+@app.command()
 def dashboard(
     task: Annotated[str, typer.Option(help="Task, e.g. sr.")],
     output: Annotated[

@@ -155,6 +155,23 @@ def show_tuning(
     print(render(tuning_table(results, reference, by), results, format).rstrip("\n"))
 
 
+def show_profile(
+    task: str,
+    study: str | None,
+    reference: str | None,
+    margin: float,
+    format: str,
+    protocol: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Prints how soon rows are as good as the reference ends."""
+    from dipa_bench.reports.profiles import profile_table, render
+
+    format = "markdown" if format == "md" else format
+    results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
+    print(render(profile_table(results, reference, margin), task, format).rstrip("\n"))
+
+
 def make_dashboard(
     task: str,
     output: Path | None,

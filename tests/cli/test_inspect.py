@@ -11,7 +11,7 @@ import pytest
 
 COMMANDS = (
     *("study", "leaderboard", "dashboard", "diagnose", "list"),
-    *("init", "rerun", "sync", "ui", "doctor"),
+    *("init", "rerun", "sync", "ui", "doctor", "profile"),
 )
 
 

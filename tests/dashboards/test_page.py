@@ -125,7 +125,7 @@ def test_every_finished_method_has_a_trace_in_every_figure(
 ) -> None:
     results = make_results()
     drawn = traces(written(results, tmp_path))
-    assert len(drawn) == 10
+    assert len(drawn) == 11
     finished = set(results.methods.query("state == 'finished'")["method"])
     for figure in drawn[:7]:
         assert {trace["name"] for trace in figure} >= finished
