@@ -127,11 +127,11 @@ def test_every_finished_method_has_a_trace_in_every_figure(
     drawn = traces(written(results, tmp_path))
     assert len(drawn) == 11
     finished = set(results.methods.query("state == 'finished'")["method"])
-    for figure in drawn[:7]:
+    for figure in drawn[:8]:
         assert {trace["name"] for trace in figure} >= finished
-    places = [t["x"] for t in drawn[5] if t["name"].startswith("dense P")]
+    places = [t["x"] for t in drawn[6] if t["name"].startswith("dense P")]
     assert places == [[64**2, 64**2]], "8 x 8 pixels"
-    for figure in drawn[7:]:
+    for figure in drawn[8:]:
         assert {trace["name"] for trace in figure} == {"greedy", "ldipa", "network"}
 
 
