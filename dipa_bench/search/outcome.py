@@ -12,6 +12,9 @@ from dipa_bench import names, statistics
 from dipa_bench.tracking.charges import charged_seconds
 from dipa_bench.tracking.records import RunRecord
 
+HEADLINE = ("psnr", "ssim")
+"""Scores of which a record has intervals, and what the published settings came to."""
+
 
 def spent(trials: Sequence[RunRecord]) -> list[float]:
     """`charged_seconds` of an entry's search after each of its trials, given in their order."""
@@ -127,8 +130,7 @@ def summary(
         if all(name in seed.metrics for seed in seeds) and not name.startswith("trial/")
     }
     images = pd.read_parquet(folder / names.IMAGES)
-    scores = [name for name in ("psnr", *names.QUALITY) if name in images]
-    for metric in scores:
+    for metric in HEADLINE:
         interval = statistics.mean_interval(images, metric)
         means |= {f"test/{metric}_low": interval.low, f"test/{metric}_high": interval.high}
     means["search/seeds"] = float(len(seeds))
@@ -149,9 +151,5 @@ def with_published(record: RunRecord, published: RunRecord | None) -> RunRecord:
     if published.state != "finished":
         notes = record.notes | {"published": f"{published.state}: {published.reason}"}
         return record.model_copy(update={"notes": notes})
-    figures = {
-        f"published/{name}": published.metrics[f"test/{name}"]
-        for name in ("psnr", *names.QUALITY)
-        if f"test/{name}" in published.metrics
-    }
+    figures = {f"published/{name}": published.metrics[f"test/{name}"] for name in HEADLINE}
     return record.model_copy(update={"metrics": record.metrics | figures})

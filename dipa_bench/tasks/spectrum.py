@@ -16,6 +16,7 @@ MOST = 100  # steps of `lanczos`
 TOLERANCE = 1e-4  # relative residual at which it stops
 LARGEST = 2048  # rows or columns of A, the fewer, of which all eigenvalues are computed
 NEGLIGIBLE = 1e-6  # eigenvalues below this share of the largest count as zero
+PIXELS = 4096  # numbers of an image up to which its part in the range of A^T is computed densely
 ALIKE = 1e-4  # how close to a projection A^T A / lambda_max has to be to count as one
 DENSE_UP_TO = 8  # below this many rows Lanczos has nothing to do
 
@@ -174,7 +175,8 @@ def onto_range(
         largest: lambda_max(A^T A).
 
     Returns:
-        None where A^T A is no multiple of a projection and A is too large for `dense_spectrum`.
+        None where A^T A is no multiple of a projection, and images have more than `PIXELS` numbers
+        or A is too large for `dense_spectrum`.
     """
 
     def normalised(images: Tensor) -> Tensor:
@@ -185,7 +187,7 @@ def onto_range(
     once = normalised(random)
     if (normalised(once) - once).norm() <= ALIKE * once.norm():
         return normalised
-    found = dense_spectrum(physics, shape, like)
+    found = dense_spectrum(physics, shape, like) if random.numel() <= PIXELS else None
     if found is None:
         return None
 

@@ -88,5 +88,7 @@ def test_what_a_matrix_sees(from_matrix, rows, monkeypatch):
     images = torch.from_numpy(rng.standard_normal((2, 1, 4, 4)))
     expected = images.flatten(1).numpy() @ np.linalg.pinv(a) @ a
     np.testing.assert_allclose(found(images).flatten(1), expected, atol=1e-9)
-    monkeypatch.setattr(spectrum, "LARGEST", 5)
-    assert onto_range(from_matrix(a), (1, 4, 4), like, largest) is None
+    for name, limit in (("LARGEST", 5), ("PIXELS", 15)):
+        with monkeypatch.context() as smaller:
+            smaller.setattr(spectrum, name, limit)
+            assert onto_range(from_matrix(a), (1, 4, 4), like, largest) is None
