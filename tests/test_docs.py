@@ -114,3 +114,12 @@ def test_every_dependency_is_justified() -> None:
     needed = {re.split(r"[<>=]", one)[0] for one in project["dependencies"]}
     extras = {f"dipa-bench[{name}]" for name in project["optional-dependencies"]}
     assert told == needed | extras
+
+
+def test_the_faults_that_the_readme_counts_can_be_planted() -> None:
+    """The text that each replaces stands in its file, once; its tests exist."""
+    faults = runpy.run_path(str(ROOT / "tests" / "soak" / "faults.py"))["FAULTS"]
+    for fault in faults:
+        assert (ROOT / fault.file).read_text().count(fault.old) == 1, fault.what
+        assert all((ROOT / place).exists() for place in fault.tests.split()), fault.what
+    assert f"plants {len(faults)} faults" in README

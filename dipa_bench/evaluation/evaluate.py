@@ -168,11 +168,12 @@ def evaluate(
     estimates = torch.cat([run.estimate for run in runs])
     mse = squared_error(estimates, truth).cpu()
     curves = _joined([run.curves for run in runs])
+    best = (mse if curves is None else curves.mse.amin(0)) if record else None
     return Evaluation(
         images=images,
         estimates=estimates.cpu(),
         psnr=psnr_of_mse(mse),
-        quality=_quality(task, estimates, truth, mse, curves, record) if with_quality else {},
+        quality=_quality(task, estimates, truth, batch, best) if with_quality else {},
         pooled=psnr_pooled(mse),
         curves=curves,
         seconds=seconds,
@@ -182,16 +183,16 @@ def evaluate(
 
 
 def _quality(
-    task: Task, estimates: Tensor, truth: Tensor, mse: Tensor, curves: Curves | None, record: bool
+    task: Task, estimates: Tensor, truth: Tensor, batch: int, best: Tensor | None
 ) -> dict[str, Tensor]:
-    """Scores beside PSNR, on the CPU."""
+    """Scores beside PSNR, on the CPU; `best` is the least squared error of each image's run."""
     found = {"ssim": ssim(estimates, truth), "nmse": nmse(estimates, truth)}
-    if task.onto_range is not None:
-        parts = error_by_range(estimates, truth, task.onto_range)
-        found |= dict(zip(("range_error", "null_error"), parts, strict=True))
-    if record:
-        least = mse if curves is None else curves.mse.amin(0)
-        found["psnr_best"] = psnr_of_mse(least)
+    if (onto_range := task.onto_range) is not None:
+        pairs = zip(estimates.split(batch), truth.split(batch), strict=True)
+        parts = [error_by_range(*pair, onto_range) for pair in pairs]
+        found["range_error"], found["null_error"] = map(torch.cat, zip(*parts, strict=True))
+    if best is not None:
+        found["psnr_best"] = psnr_of_mse(best)
     return {name: values.cpu() for name, values in found.items()}
 
 

@@ -83,13 +83,6 @@ FAULTS = [
         SOLVERS,
     ),
     Fault(
-        "momentum's steps are drawn from the range without it",
-        "dipa_bench/search/sampling.py",
-        "            if low < top < high:",
-        "            if top < low:",
-        SEARCH,
-    ),
-    Fault(
         "a row's draws depend on its name",
         "dipa_bench/search/trials.py",
         'context.seed("search")',
@@ -493,6 +486,63 @@ FAULTS = [
         "        if math.isfinite(value)\n    ]",
         "    ]",
         "tests/tracking",
+    ),
+    # ----------------------------------------------------------------- scores, profiles, progress
+    Fault(
+        "a run arrives only once it is better than its target",
+        "dipa_bench/reports/profiles.py",
+        'rows[rows["psnr"] >= rows["image"].map(targets)]',
+        'rows[rows["psnr"] > rows["image"].map(targets)]',
+        "tests/reports/test_profiles.py",
+    ),
+    Fault(
+        "a run that arrived has cost all of its iterations",
+        "dipa_bench/reports/profiles.py",
+        "cost: share * value for cost, value",
+        "cost: share * 0 + value for cost, value",
+        "tests/reports/test_profiles.py",
+    ),
+    Fault(
+        "scores beside PSNR are the reference's minus the row's",
+        "dipa_bench/reports/leaderboard.py",
+        "comparison.differences(mine, other, name)",
+        "comparison.differences(other, mine, name)",
+        "tests/reports/test_leaderboard.py",
+    ),
+    Fault(
+        "the error outside the range is the whole error",
+        "dipa_bench/metrics.py",
+        "for part in (seen, error - seen))",
+        "for part in (seen, error))",
+        "tests/evaluation/test_evaluate.py",
+    ),
+    Fault(
+        "a folder that has not all rows of a shared study is believed",
+        "dipa_bench/tracking/folders.py",
+        "if not places or any(",
+        "if not places or False and any(",
+        "tests/tracking/test_folders.py",
+    ),
+    Fault(
+        "trials that an entry left out are still to be done",
+        "dipa_bench/cli/time_left.py",
+        "self._left -= work.total - self._done.pop(record.method, 0.0)",
+        "self._done.pop(record.method, 0.0)",
+        "tests/cli/test_time_left.py",
+    ),
+    Fault(
+        "a row below what it can be is not told",
+        "dipa_bench/reports/conclusions.py",
+        "if lack > CONTROL:",
+        "if lack < -CONTROL:",
+        "tests/reports/test_comparison.py",
+    ),
+    Fault(
+        "busy cores get threads too",
+        "dipa_bench/devices.py",
+        "cores() - round(busy_cores())",
+        "cores()",
+        "tests/test_devices.py",
     ),
 ]
 
