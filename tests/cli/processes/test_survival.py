@@ -25,7 +25,6 @@ import pytest
 from commands import Command, workers
 
 from dipa_bench import devices
-from dipa_bench.execution import processes
 from dipa_bench.execution.study_folder import claimed
 from dipa_bench.search import method_search
 from dipa_bench.search.journal import trial_records
@@ -104,7 +103,7 @@ def parallel(tmp_path_factory, furnish, run_there, probed: list[str]) -> Path:
     (folder / "probe.py").write_text(PROBE)
     sys.modules.pop("probe", None)
     with pytest.MonkeyPatch.context() as patch, devices.threads(2):
-        patch.setattr(processes, "cores", lambda: 2)
+        patch.setattr(devices, "cores", lambda: 2)
         run_there(folder, [*probed, *BOTH, "--trials", "3", "--workers", "2"])
     return folder
 
