@@ -18,7 +18,7 @@ AXES = {
 
 
 def reached(found: pd.DataFrame, looks: Looks) -> go.Figure:
-    """Share of images [%] that have arrived, by iterations, operator calls or seconds.
+    """Share of images [%] that have arrived, by iterations, calls or seconds.
 
     Args:
         found: rows of `dipa_bench.reports.profiles.arrivals`, of one study.

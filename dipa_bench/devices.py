@@ -76,17 +76,24 @@ def available_memory(device: torch.device) -> int:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """How many CPU cores this process may use."""
+    return len(_own_cores())
+
+
+def _own_cores() -> set[int]:
+    """Numbers of the CPU cores that this process may use."""
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def busy_cores(seconds: float = 0.3) -> float:
-    """How many cores of this machine other programs keep busy, watched for so long."""
+    """How many of them other programs keep busy, watched for so long."""
     import psutil
 
-    return psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)
+    own = _own_cores()
+    shares = psutil.cpu_percent(interval=seconds, percpu=True)
+    return sum(share for core, share in enumerate(shares) if core in own) / 100
 
 
 def free_threads() -> int | None:

@@ -86,7 +86,7 @@ def test_other_programs_keep_their_cores(busy, wanted, chosen, monkeypatch):
 
 
 def test_a_busy_core_is_seen():
-    """A program that does nothing but count keeps a core, of one that sleeps nothing is seen."""
+    """Of a program that does nothing but count."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as program:
         try:
             time.sleep(0.2)

@@ -48,11 +48,9 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
     """Prints or writes the leaderboard; under a table stands what it says."""
     from dipa_bench.reports.across import by_task, sorted_by
     from dipa_bench.reports.leaderboard import leaderboard
-    from dipa_bench.reports.rendering import FORMATS, render, render_frame
+    from dipa_bench.reports.rendering import render, render_frame
 
-    format = "markdown" if format == "md" else format
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
+    format = _layout(format)
     boards, found = [], []
     for task in wanted.task.split(","):
         results = stored_results(
@@ -78,6 +76,20 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
     else:
         output.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {output}")
+
+
+def _layout(format: str) -> str:
+    """A format by its whole name.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    from dipa_bench.reports.rendering import FORMATS
+
+    format = "markdown" if format == "md" else format
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    return format
 
 
 def _joined(boards: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -167,7 +179,7 @@ def show_profile(
     """Prints how soon rows are as good as the reference ends."""
     from dipa_bench.reports.profiles import profile_table, render
 
-    format = "markdown" if format == "md" else format
+    format = _layout(format)
     results = stored_results(task, study=study, protocol=protocol, tracking_uri=tracking_uri)
     print(render(profile_table(results, reference, margin), task, format).rstrip("\n"))
 

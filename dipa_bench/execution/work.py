@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.study_file import StudyFile
 from dipa_bench.evaluation.evaluate import BATCH
-from dipa_bench.search.stages import stages_of
+from dipa_bench.search.stages import planned_seeds, runs_published, stages_of
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking.records import RunRecord
 
@@ -25,7 +25,7 @@ class Work:
         setting: one evaluation of solver settings.
         fit: one trial that fits.
         final: one fit of the winner, or of the published settings, with its test.
-        settings, fits, finals: how many of these there are; None for any number.
+        settings, fits, finals: how many of these there are.
         seconds: of the search, where that is the budget.
     """
 
@@ -88,7 +88,6 @@ def work_of(
     stages = stages_of(entry, task, study)
     tuned = sum(stage.count or 0 for stage in stages if stage.tunes)
     other = sum(stage.count or 0 for stage in stages if not stage.tunes)
-    published = study.protocol != "published" and not study.replicate and method.published(task)
     timed = budget.minutes is not None and bool(entry.space(task))
     return Work(
         setting=SMALL_BATCHES * min(TUNING_IMAGES, validation),
@@ -96,6 +95,6 @@ def work_of(
         final=at_the_end + tested + 2 * min(tested, BATCH),  # once more to warm up, once to time
         settings=tuned,
         fits=other,
-        finals=(budget.seeds if method.stochastic else 1) + bool(published),
+        finals=planned_seeds(entry, study) + runs_published(entry, task, study),
         seconds=60 * budget.minutes if timed else None,
     )

@@ -71,6 +71,17 @@ def stages_of(entry: Entry, task: Task, study: StudyFile) -> tuple[Stage, ...]:
     return (Stage("", 0, None if timed else trials),)
 
 
+def planned_seeds(entry: Entry, study: StudyFile) -> int:
+    """How often an entry's winner is fitted."""
+    return study.budget.seeds if entry.method.stochastic else 1
+
+
+def runs_published(entry: Entry, task: Task, study: StudyFile) -> bool:
+    """Whether its published settings are run as well: once, in the first replicate."""
+    first = study.protocol != "published" and not study.replicate
+    return first and bool(entry.method.published(task))
+
+
 def planned_trials(entry: Entry, task: Task, study: StudyFile) -> int | None:
     """How many trials an entry gets at most; None where the budget is a time."""
     counts = [stage.count for stage in stages_of(entry, task, study)]

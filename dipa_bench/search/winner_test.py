@@ -9,6 +9,7 @@ from dipa_bench import names, parameters
 from dipa_bench.config.entry import Entry
 from dipa_bench.search import outcome
 from dipa_bench.search.jobs import Job
+from dipa_bench.search.stages import planned_seeds, runs_published
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.test_reads import log_read
@@ -39,7 +40,7 @@ class WinnerTest:
         self._record, self._running = record, 0
         self._ended: dict[str, RunRecord] = {}  # by the name of their run folders
         self._todo: list[RunRecord] = []
-        count = context.study.budget.seeds if entry.method.stochastic else 1
+        count = planned_seeds(entry, context.study)
         winner = {"params": record.params, "fitted_at": record.fitted_at}
         blanks = [
             context.blank("seed", entry, number, context.seed("seed", number))
@@ -99,11 +100,9 @@ class WinnerTest:
     def _published(self) -> RunRecord | None:
         """A blank record of the published settings, where they are to be run."""
         context, entry = self._context, self._entry
-        study, task = context.study, context.task
-        declared = entry.method.published(task)
-        if study.protocol == "published" or study.replicate or not declared:
+        if not runs_published(entry, context.task, context.study):
             return None
-        params = parameters.active(entry.method.parameters, entry.published(task))
+        params = parameters.active(entry.method.parameters, entry.published(context.task))
         blank = context.blank(PUBLISHED, entry, 0, context.seed("seed", 0))
         return blank.model_copy(update={"params": params})
 

@@ -11,13 +11,20 @@ from typing import Any
 import pandas as pd
 
 from dipa_bench import names
-from dipa_bench.errors import UserError, unknown
+from dipa_bench.errors import UserError
 from dipa_bench.tracking import records
 from dipa_bench.tracking.mlflow_format import replicate_of
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.results import TaskResults
 from dipa_bench.tracking.setting import setting_of
-from dipa_bench.tracking.tables import ARTIFACTS, Tables, method_figures, trial_row
+from dipa_bench.tracking.tables import (
+    ARTIFACTS,
+    Facts,
+    Tables,
+    method_figures,
+    selected,
+    trial_row,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +70,7 @@ def folder_results(
             places.append((record, path.parent))
     if not places or any((place.parent / records.SHARED).exists() for _, place in places):
         return None
-    again = [one for one in places if study == _replicate_of(one[0]) != one[0].study]
-    places = [*_chosen(places, "study", study), *again]
-    places = _chosen(places, "protocol", protocol)
+    places = selected(places, _facts, study, protocol)
     tables = Tables()
     for record, place in sorted(places, key=lambda one: (one[0].study, *_order(one))):
         try:
@@ -75,13 +80,9 @@ def folder_results(
     return tables.results(task)
 
 
-def _chosen(places: list[Place], name: str, value: str | None) -> list[Place]:
-    if value is None:
-        return places
-    found = [one for one in places if getattr(one[0], name) == value]
-    if not found:
-        raise unknown(name, value, {getattr(record, name) for record, _ in places})
-    return found
+def _facts(place: Place) -> Facts:
+    record, _ = place
+    return Facts(record.study, _replicate_of(record), record.protocol)
 
 
 def _order(place: Place) -> tuple[float, str]:

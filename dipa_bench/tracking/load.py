@@ -18,14 +18,21 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from dipa_bench import names
-from dipa_bench.errors import UserError, unknown
+from dipa_bench.errors import UserError
 from dipa_bench.tracking import records, settings_table
 from dipa_bench.tracking.connection import connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.mlflow_format import decode, experiment_name
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
 from dipa_bench.tracking.results import TaskResults
-from dipa_bench.tracking.tables import ARTIFACTS, Tables, method_figures, trial_figures
+from dipa_bench.tracking.tables import (
+    ARTIFACTS,
+    Facts,
+    Tables,
+    method_figures,
+    selected,
+    trial_figures,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,9 +73,7 @@ def load_results(
         log.warning("%d runs of methods were sent by an older version and are left out", older)
     if not parents:
         raise _nothing(uri, task)
-    again = [run for run in parents if study == _replicate_of(run) != _tag(run, "study")]
-    parents = [*_chosen(parents, "study", study), *again]
-    parents = _chosen(parents, "protocol", protocol)
+    parents = selected(parents, _facts, study, protocol)
     children: dict[str, list[Run]] = {run.info.run_id: [] for run in parents}
     for run in runs:
         if (parent := run.data.tags.get("mlflow.parentRunId")) in children:
@@ -213,13 +218,8 @@ def _newest(runs: list[Run]) -> list[Run]:
     )
 
 
-def _chosen(runs: list[Run], name: str, value: str | None) -> list[Run]:
-    if value is None:
-        return runs
-    found = [run for run in runs if _tag(run, name) == value]
-    if not found:
-        raise unknown(name, value, {_tag(run, name) for run in runs})
-    return found
+def _facts(run: Run) -> Facts:
+    return Facts(_tag(run, "study"), _replicate_of(run), _tag(run, "protocol"))
 
 
 def _tag(run: Run, name: str) -> str:

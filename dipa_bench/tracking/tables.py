@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from dipa_bench import names
-from dipa_bench.errors import UserError
+from dipa_bench.errors import UserError, unknown
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.results import Linearised, TaskResults
 
+Run = TypeVar("Run")
 KEYS = ["study", "method"]
 # columns and their types; object columns hold text or dicts
 METHODS = {
@@ -172,6 +173,40 @@ class Tables:
             operators=self.operators,
             linearisations=self.linearisations,
         )
+
+
+class Facts(NamedTuple):
+    """By which a method's run is chosen."""
+
+    study: str
+    replicate_of: str
+    protocol: str
+
+
+def selected(
+    runs: Sequence[Run], facts: Callable[[Run], Facts], study: str | None, protocol: str | None
+) -> list[Run]:
+    """The runs of one study, then of its replicates, and of those the ones under a protocol.
+
+    Args:
+        runs: of methods.
+        facts: of a run.
+        study, protocol: None for all.
+
+    Raises:
+        UserError: no run of that study, or none of them under that protocol.
+    """
+    found = list(runs)
+    if study is not None:
+        found = [run for run in runs if facts(run).study == study]
+        if not found:
+            raise unknown("study", study, {facts(run).study for run in runs})
+        others = (run for run in runs if facts(run).study != study)
+        found += [run for run in others if facts(run).replicate_of == study]
+    kept = [run for run in found if protocol in (None, facts(run).protocol)]
+    if not kept:
+        raise unknown("protocol", str(protocol), {facts(run).protocol for run in found})
+    return kept
 
 
 def method_figures(figures: Mapping[str, float]) -> dict[str, float]:

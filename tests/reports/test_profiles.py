@@ -63,7 +63,7 @@ def test_a_run_arrives_where_it_first_is_as_good(results: TaskResults) -> None:
 
 def test_the_table_has_medians_and_shares(results: TaskResults) -> None:
     table = profile_table(results).set_index("method")
-    assert list(table.index) == ["fast", "identity", "slow", "direct"] or table.index[0] == "fast"
+    assert list(table.index) == ["fast", "identity", "slow", "direct"]
     assert table["reached"].to_dict() == {"fast": 1, "identity": 1, "slow": 0.5, "direct": 0.5}
     assert table.loc["identity", "iterations"] == 2.5
     assert math.isinf(table.loc["slow", "iterations"])
