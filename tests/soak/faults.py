@@ -404,9 +404,9 @@ FAULTS = [
     ),
     Fault(
         "published settings are run in every replicate",
-        "dipa_bench/search/winner_test.py",
-        'if study.protocol == "published" or study.replicate or not declared:',
-        'if study.protocol == "published" or not declared:',
+        "dipa_bench/search/stages.py",
+        'first = study.protocol != "published" and not study.replicate',
+        'first = study.protocol != "published"',
         "tests/search/test_winner_test.py",
     ),
     Fault(
