@@ -65,6 +65,12 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     assert to_file.out == "wrote board.json\n"
     assert json.loads((work / "board.json").read_text()) == board
 
+    soon = call("profile", "--task", "sr")
+    assert "within 0.1 dB of what identity ends with" in soon.out
+    rows = json.loads(call("profile", "--task", "sr", "--format", "json").out)
+    assert {row["method"]: row["runs"] for row in rows}["ldipa"] == 4 * 2  # images, seeds
+    assert "unknown format 'pdf'" in call("profile", "--task", "sr", "--format", "pdf").line
+
     page = call("dashboard", "--task", "sr")
     assert page.code == 0
     assert "wrote dashboard-sr.html" in page.out
