@@ -322,7 +322,8 @@ def load(
     """A run's operator, task and solver, ready to reconstruct with.
 
     Args:
-        run: a run folder, ``study/method[/seed-0]`` below `root`, or an MLflow run id.
+        run: a run folder, ``study/method[/seed-0]`` below `root`, an MLflow run id, or a registered
+            model, ``models:/STUDY.METHOD[/VERSION]``.
         root: the results folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<i>``.
         tracking_uri: store that knows the run id; else as for `run_study`.

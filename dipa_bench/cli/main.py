@@ -46,7 +46,10 @@ SetOption = Annotated[
     typer.Option("--set", help="key=value, repeatable: problem.size=64, ldipa.train.clip=0.5"),
 ]
 RunArgument = Annotated[
-    str, typer.Argument(help="MLflow run id, run folder, or study/method[/seed-0].")
+    str,
+    typer.Argument(
+        help="MLflow run id or model (models:/NAME), run folder, or study/method[/seed-0]."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<i>.")]
 StudyOption = Annotated[str | None, typer.Option(help="Only the study of this name.")]

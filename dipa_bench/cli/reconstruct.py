@@ -19,6 +19,7 @@ from dipa_bench.errors import UserError, brief
 from dipa_bench.execution.context import StudyContext
 from dipa_bench.metrics import psnr, ssim
 from dipa_bench.runs import restore
+from dipa_bench.runs.reconstruction import as_measurement, estimate
 from dipa_bench.runs.restore import LearnedRun
 from dipa_bench.tasks.base import Task
 
@@ -129,8 +130,7 @@ def read_measurement(path: Path, task: Task) -> Tensor:
     """A measurement as a batch of one.
 
     Args:
-        path: a `.npy` file: an array of the measurement's shape without the batch, without leading
-            axes of length 1 if one likes; complex where the first axis is real and imaginary part.
+        path: a `.npy` file: an array as `as_measurement` takes it.
         task: whose student measured.
 
     Raises:
@@ -143,30 +143,7 @@ def read_measurement(path: Path, task: Task) -> Tensor:
             f"measurement {path} cannot be read as .npy ({brief(error, kind=False)}): save it with "
             "numpy.save"
         ) from None
-    with torch.no_grad():
-        like = task.student.A(task.pixels(task.images.train.first(1))[:1])
-    wanted = tuple(like.shape[1:])
-    parts = wanted[:1] == (COMPLEX,) and task.shape[0] == COMPLEX and not like.is_complex()
-    if parts and np.iscomplexobj(values):
-        values = np.stack((values.real, values.imag))
-    if np.iscomplexobj(values) and not like.is_complex():
-        raise UserError(f"measurement {path} is complex, those of {task.name} are real: give y")
-    if values.dtype.kind not in "biufc" or _squeezed(values.shape) != _squeezed(wanted):
-        also = f", or complex {wanted[1:]}" if parts else ""
-        raise UserError(
-            f"measurement {path} is {values.dtype} of shape {values.shape}: this operator measures "
-            f"{wanted}{also}; another image size is --size"
-        )
-    if not np.isfinite(values).all():
-        raise UserError(f"measurement {path} has values that are not finite: mend it")
-    return torch.from_numpy(np.ascontiguousarray(values)).reshape(like.shape).to(like)
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without leading axes of length 1."""
-    while shape[:1] == (1,):
-        shape = shape[1:]
-    return shape
+    return as_measurement(values, task, str(path))
 
 
 @torch.no_grad()
@@ -183,21 +160,10 @@ def _estimates(
     if identity is not None and identity.entry.name != run.entry.name:
         name = f"{identity.entry.name}, tuned"
         try:
-            found[name] = _estimate(identity, restore.at_shape(identity, images), measured)
+            found[name] = estimate(identity, restore.at_shape(identity, images), measured)
         except UserError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
-    found[run.entry.name] = _estimate(run, context, measured)
-    return found
-
-
-def _estimate(run: LearnedRun, context: StudyContext, measured: Tensor) -> Tensor:
-    made = run.reconstructor if context is run.context else run.at(context)
-    try:
-        found = made.run(measured, context.task.student).estimate
-    except RuntimeError as error:  # an operator that met a shape it does not check, or no memory
-        raise UserError(f"{run.entry.name} cannot run on it: {brief(error)}") from None
-    if not torch.isfinite(found).all():
-        raise UserError(f"{run.entry.name} left the finite numbers: is y = A x, x in [0, 1]?")
+    found[run.entry.name] = estimate(run, context, measured)
     return found
 
 
@@ -206,8 +172,8 @@ def _report(found: Mapping[str, Tensor], truth: Tensor | None) -> None:
     if truth is None:
         return
     table = new_table("", "PSNR [dB]", "SSIM")
-    for name, estimate in found.items():
-        quality = psnr(estimate, truth).item(), ssim(estimate, truth).item()
+    for name, image in found.items():
+        quality = psnr(image, truth).item(), ssim(image, truth).item()
         add_row(table, name, f"{quality[0]:.2f}", f"{quality[1]:.3f}")
     wide_console().print(table)
 

@@ -27,7 +27,11 @@ from dipa_bench.preconditioners import Identity, Preconditioner
 from dipa_bench.runs import rerun
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking import records
+from dipa_bench.tracking.connection import StoreUnavailable
+from dipa_bench.tracking.load import find_run
+from dipa_bench.tracking.location import resolve_uri
 from dipa_bench.tracking.records import RunRecord
+from dipa_bench.tracking.registry import SCHEME, find_model
 
 UNPRECONDITIONED = Method(
     name="identity",
@@ -123,7 +127,8 @@ def load(
     numbers, such as LMMSE maps.
 
     Args:
-        run: a run folder, ``study/method[/seed-0]`` below `root`, or an MLflow run id.
+        run: a run folder, ``study/method[/seed-0]`` below `root`, an MLflow run id, or a registered
+            model, ``models:/STUDY.METHOD[/VERSION]``.
         root: the results folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<i>``.
         tracking_uri: store that knows the run id; else as for all commands.
@@ -150,27 +155,25 @@ def locate(run: str, root: Path, tracking_uri: str | None = None) -> Path:
     A tracking store only names it: what is read, and what code is imported, comes from here.
 
     Args:
-        run: a run folder, ``study/method[/seed-0]`` below `root`, or an MLflow run id.
+        run: as for `load`.
         root: the results folder.
-        tracking_uri: store that knows the id.
+        tracking_uri: store that knows the id or model.
 
     Raises:
         UserError: there is none on this machine.
     """
     if (place := rerun.find(run, root)) is not None:
         return place
-    if "/" in run:
+    model = run.startswith(SCHEME)
+    if "/" in run and not model:
         known = sorted(
             f"{place.parent.name}/{records.read(place).method}"
             for place in records.method_folders(root)
         )
         raise unknown(f"run (below {records.studies_root(root)})", run, known)
-    from dipa_bench.tracking.connection import StoreUnavailable
-    from dipa_bench.tracking.load import find_run
-    from dipa_bench.tracking.location import resolve_uri
-
     try:
-        record = find_run(resolve_uri(tracking_uri, Path.cwd()), run)
+        uri = resolve_uri(tracking_uri, Path.cwd())
+        record = find_run(uri, find_model(uri, run) if model else run)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
     name = rerun.name_of(record)

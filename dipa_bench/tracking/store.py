@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dipa_bench import names
 from dipa_bench.errors import UserError
-from dipa_bench.tracking import records, settings_table, sync_state
+from dipa_bench.tracking import records, registry, settings_table, sync_state
 from dipa_bench.tracking.connection import StoreUnavailable, connect, guarded
 from dipa_bench.tracking.location import redacted, sqlite_path
 from dipa_bench.tracking.mlflow_format import (
@@ -94,29 +94,48 @@ class Store:
             table = folder / names.SETTINGS
             settings_table.write(table, sorted(settings, key=lambda child: child.number))
         with guarded(self.uri):
-            parent, changed = self._send(folder, record)
+            parent, changed, fresh = self._send(folder, record)
             report = SyncReport(sent=int(changed), unchanged=int(not changed), failed=failed)
             for place, child in children.items():
                 if settings_table.belongs(child):
                     continue
                 won = child.kind == "trial" and winner is not None and child.number == winner
-                _, changed = self._send(place, child, parent, won)
+                _, changed, _ = self._send(place, child, parent, won, fresh)
                 report += SyncReport(sent=int(changed), unchanged=int(not changed))
         return report
 
     def _send(
-        self, folder: Path, record: RunRecord, parent: str = "", won: bool = False
-    ) -> tuple[str, bool]:
-        """Sends one run folder unless it is as it was; returns the run's id and whether it went."""
+        self,
+        folder: Path,
+        record: RunRecord,
+        parent: str = "",
+        won: bool = False,
+        unknown: bool = False,
+    ) -> tuple[str, bool, bool]:
+        """Sends one run folder unless it is as it was.
+
+        Args:
+            folder: of the run.
+            record: in it.
+            parent: id of the method's run, which is sent before its children.
+            won: whether it is the trial that won the search.
+            unknown: whether the store cannot have the run, since it had not even the parent.
+
+        Returns:
+            The run's id, whether it went, and whether it was new to the store.
+        """
+        winner = registry.is_model(record)
+        if winner:
+            registry.write_model(folder, record)
         now = sync_state.fingerprint(folder, redacted(self.uri), parent, won)
         before = sync_state.read_note(folder)
         if before is not None and all(before.get(name) == value for name, value in now.items()):
-            return before["run_id"], False
+            return before["run_id"], False, False
         experiment = self._experiment(record.task)
         tags = tags_of(record, sync_state.identity(folder, record), parent, won)
         if names.SETTINGS in now["files"]:
             tags |= settings_table.TAG
-        run = self._known(before, experiment, tags["dipa.key"])
+        run = None if unknown else self._known(before, experiment, tags["dipa.key"])
         if run is None:
             run_id = self._create(experiment, record, tags)
         else:
@@ -125,8 +144,11 @@ class Store:
         for name in now["files"]:
             self._client.log_artifact(run_id, str(folder / name))
         self._close(run_id, record)
+        if winner:
+            place = self._client.get_run(run_id).info.artifact_uri
+            registry.register(self._client, run_id, place, record)
         sync_state.write_note(folder, {**now, "run_id": run_id})
-        return run_id, True
+        return run_id, True, run is None
 
     def _experiment(self, task: str) -> str:
         """The id of the task's experiment, which is made if there is none."""

@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+import mlflow
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 import dipa_bench
@@ -21,7 +25,10 @@ from dipa_bench.errors import UserError
 from dipa_bench.evaluation.evaluate import evaluate
 from dipa_bench.preconditioners import Dense, Identity, Scalar
 from dipa_bench.runs import restore
-from dipa_bench.tracking import records
+from dipa_bench.tracking import records, sync_state
+from dipa_bench.tracking.connection import guarded
+from dipa_bench.tracking.location import sqlite_uri
+from dipa_bench.tracking.store import Store
 
 ROWS = {
     "identity": {},
@@ -246,3 +253,63 @@ def test_a_start_from_training_images_moves_to_squares_alone(root: Path) -> None
 def test_importing_the_package_is_light() -> None:
     code = "import sys, dipa_bench; dipa_bench.load; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def registered(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy of the results, and the address of a store that has two of its winners, sent twice."""
+    folder = tmp_path_factory.mktemp("registered")
+    shutil.copytree(root, folder / "mlruns")
+    uri = sqlite_uri(folder / "mlflow.db")
+    for _ in range(2):
+        store = Store(uri)
+        for entry in ("ldipa", "ndipa/cnn"):
+            place = records.method_folder(folder / "mlruns" / "studies" / "kept", entry)
+            assert not store.send_method(place).failed
+            sync_state.forget(place)
+    return folder / "mlruns", uri
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's import
+@pytest.mark.parametrize("entry", ["ldipa", "ndipa/cnn"])
+def test_winners_are_models_of_mlflow_without_pickles(registered, entry: str) -> None:
+    there, uri = registered
+    name = f"kept.{entry.replace('/', '-')}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    (version,) = client.search_model_versions(f"name = '{name}'")  # one, though sent twice
+    assert client.get_run(version.run_id).data.tags["dipa.method"] == entry
+    assert entry in client.get_registered_model(name).description
+    kinds = {path.suffix for path in Path(url2pathname(urlsplit(version.source).path)).iterdir()}
+    assert kinds <= {".json", ".parquet", ".safetensors", ".log", ""}
+
+    run = dipa_bench.load(f"models:/{name}", there, "cpu", tracking_uri=uri)
+    assert run.place == records.method_folder(there / "studies" / "kept", entry)
+    measured = run.task.measure(run.task.images.validation)
+    with torch.no_grad():
+        wanted = run.reconstructor.run(measured, run.task.student).estimate.numpy()
+    with guarded(uri):
+        mlflow.set_registry_uri(uri)
+        mlflow.set_tracking_uri(uri)
+        model = mlflow.pyfunc.load_model(f"models:/{name}/1")
+    assert (model.predict(measured.numpy()) == wanted).all()
+    with pytest.raises(UserError, match="measurement 0 is float32 of shape"):
+        model.predict(measured.numpy()[..., :-1])
+
+
+@pytest.mark.parametrize(
+    "name", ["kept.ldipa/7", "kept.ldipa@best", "kept.nothing", "kept.x/y", ""]
+)
+def test_models_that_are_not_there(registered, name: str) -> None:
+    there, uri = registered
+    with pytest.raises(UserError, match="no registered model 'models:/"):
+        dipa_bench.load(f"models:/{name}", there, "cpu", tracking_uri=uri)
+
+
+@pytest.mark.parametrize("form", ["", "/1", "/latest", "@best"])
+def test_models_are_named_as_mlflow_names_them(registered, form: str) -> None:
+    there, uri = registered
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if form == "@best":
+        client.set_registered_model_alias("kept.ldipa", "best", "1")
+    assert restore.locate(f"models:/kept.ldipa{form}", there, uri).name == "ldipa"
+    client.delete_registered_model_alias("kept.ldipa", "best")

@@ -217,6 +217,7 @@ def test_files_arrive_beside_the_database(root: Path, uri: str) -> None:
     parent = tagged(runs_of(uri), kind="method", method="dipa")
     files = {info.path for info in client.list_artifacts(parent.info.run_id)}
     assert files == {
+        "MLmodel",
         "record.json",
         "images.parquet",
         "curves.parquet",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from dipa_bench.execution import processes
+
+dask = pytest.importorskip("dask", reason="Dask is an extra: dipa-bench[cluster]")
 distributed = pytest.importorskip("distributed", reason="Dask is an extra: dipa-bench[cluster]")
 
 pytestmark = [
@@ -36,10 +40,14 @@ three = 3
 @pytest.fixture
 def cluster(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """Two workers that start in the working folder, with a slow prior."""
-    monkeypatch.setenv("DEN_SLEEP", "0.05")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50
-    ) as running:
+    monkeypatch.setenv("DEN_SLEEP", "0.02")
+    multiprocessing.set_forkserver_preload([*processes.PRELOAD, "distributed"])
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50
+        ) as running,
+    ):
         yield running
 
 

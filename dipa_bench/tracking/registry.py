@@ -1,0 +1,132 @@
+"""MLflow's model registry: winners as models that one may load by name.
+
+A model is the run of a winner itself. Beside the files that were sent with it lies an ``MLmodel``,
+which names the code that reads them (`dipa_bench.runs.mlflow_model`); nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dipa_bench.errors import UserError, brief
+from dipa_bench.tracking.connection import connect, guarded
+from dipa_bench.tracking.location import redacted, sqlite_path
+from dipa_bench.tracking.records import RunRecord
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+MODEL = "MLmodel"
+LOADER = "dipa_bench.runs.mlflow_model"
+SCHEME = "models:/"
+log = logging.getLogger(__name__)
+
+
+def model_name(record: RunRecord) -> str:
+    """A winner's name in the registry, ``STUDY.METHOD``."""
+    return re.sub(r"[^\w.+-]", "-", f"{record.study}.{record.method}")
+
+
+def is_model(record: RunRecord) -> bool:
+    """Whether a run stands for a winner."""
+    return record.kind == "method" and record.state == "finished"
+
+
+def write_model(folder: Path, record: RunRecord) -> None:
+    """Writes a winner's ``MLmodel``, always the same for the same record."""
+    from mlflow.models import Model
+
+    moment = datetime.fromtimestamp(record.finished or record.started, UTC)
+    created = moment.strftime("%Y-%m-%d %H:%M:%S.%f")
+    flavor = {"loader_module": LOADER, "python_version": record.environment.get("python")}
+    flavors = {"python_function": flavor}
+    text = Model(utc_time_created=created, model_uuid=None, flavors=flavors).to_yaml()
+    path = folder / MODEL
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def register(client: MlflowClient, run_id: str, source: str, record: RunRecord) -> None:
+    """Makes a winner's run a version of the model of its name, once.
+
+    A store whose registry refuses keeps the run nevertheless; a warning says why.
+
+    Args:
+        client: of the store.
+        run_id: of the winner's run there.
+        source: where its files lie.
+        record: what was sent.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = model_name(record)
+    try:
+        if _versions(client, f"run_id = '{run_id}'"):
+            return
+        try:
+            client.create_registered_model(name, description=_description(record, name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        client.create_model_version(name, source, run_id, await_creation_for=0)
+    except MlflowException as error:
+        log.warning("%s is not in the model registry: %s", name, brief(error))
+
+
+def _versions(client: MlflowClient, filtered: str) -> list[ModelVersion]:
+    return list(client.search_model_versions(filtered, max_results=1))
+
+
+def _description(record: RunRecord, name: str) -> str:
+    return (
+        f"Reconstruction by **{html.escape(record.title or record.method)}** (`{record.method}`) "
+        f"with the settings that its search found: task `{record.task}`, study `{record.study}`. "
+        f'`mlflow.pyfunc.load_model("{SCHEME}{name}/1").predict(measurements)` gives images; '
+        f"`dipa-bench reconstruct {SCHEME}{name}` does so with a picture, beside the study."
+    )
+
+
+def find_model(uri: str, model: str) -> str:
+    """The run behind a registered model.
+
+    Args:
+        uri: a resolved tracking address.
+        model: ``models:/NAME``, for its newest version, or ``models:/NAME/VERSION``,
+            ``models:/NAME/latest``, ``models:/NAME@ALIAS``.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        UserError: there is no such model or version.
+        StoreUnavailable: nothing answers at `uri`.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, _, version = model.removeprefix(SCHEME).partition("/")
+    name, _, alias = name.partition("@")
+    missing = UserError(
+        f"no registered model {model!r} in {redacted(uri)}: see its page Models (`dipa-bench ui`), "
+        "or name another store with --tracking-uri"
+    )
+    if (path := sqlite_path(uri)) is not None and not path.exists():
+        raise missing
+    client = connect(uri)
+    with guarded(uri):
+        try:
+            if alias:
+                return client.get_model_version_by_alias(name, alias).run_id
+            if version in ("", "latest"):
+                numbers = [int(v.version) for v in client.search_model_versions(f"name = '{name}'")]
+                version = str(max(numbers, default=0))
+            return client.get_model_version(name, version).run_id
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise missing from None
+            raise
