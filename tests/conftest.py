@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,18 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
+os.fsync = lambda descriptor: None  # no test is about a power cut; a small study waits 300 times
+
+
+@pytest.fixture(scope="session", autouse=True)
+def databases_that_do_not_wait_for_the_disk() -> None:
+    """As `os.fsync` above, in MLflow's SQLite databases."""
+    from sqlalchemy import Engine, event
+
+    @event.listens_for(Engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
 
 
 PROCESSES = "tests/cli/processes/"

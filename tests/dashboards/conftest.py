@@ -198,7 +198,7 @@ def build(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_results() -> Callable[..., TaskResults]:
     """The factory `build`."""
     return build

@@ -96,9 +96,22 @@ def layouts(page: Page) -> list[dict]:
     return [layout for _, layout in drawings(page)]
 
 
-def test_the_page_holds_every_part(make_results: Make, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(make_results: Make, tmp_path_factory) -> tuple[TaskResults, Page]:
+    """Results of one study, and their page."""
     results = make_results()
-    page = written(results, tmp_path)
+    return results, written(results, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def two(make_results: Make, tmp_path_factory) -> Page:
+    """The page of two studies."""
+    results = make_results(studies=("one", "two"), trials=14)
+    return written(results, tmp_path_factory.mktemp("two"))
+
+
+def test_the_page_holds_every_part(whole: tuple[TaskResults, Page]) -> None:
+    results, page = whole
     board = leaderboard(results)
     assert verdict(board, results) in page.text
     for row in board[board["state"] == "finished"].to_dict("records"):
@@ -121,10 +134,10 @@ def test_the_page_holds_every_part(make_results: Make, tmp_path: Path) -> None:
 
 
 def test_every_finished_method_has_a_trace_in_every_figure(
-    make_results: Make, tmp_path: Path
+    whole: tuple[TaskResults, Page],
 ) -> None:
-    results = make_results()
-    drawn = traces(written(results, tmp_path))
+    results, page = whole
+    drawn = traces(page)
     assert len(drawn) == 11
     finished = set(results.methods.query("state == 'finished'")["method"])
     for figure in drawn[:8]:
@@ -135,22 +148,20 @@ def test_every_finished_method_has_a_trace_in_every_figure(
         assert {trace["name"] for trace in figure} == {"greedy", "ldipa", "network"}
 
 
-def test_the_page_is_self_contained(make_results: Make, tmp_path: Path) -> None:
-    page = written(make_results(studies=("one", "two")), tmp_path)
-    for tag, attributes in page.elements:
+def test_the_page_is_self_contained(two: Page) -> None:
+    for tag, attributes in two.elements:
         assert tag not in {"link", "iframe", "object", "embed", "base"}
         for name in LINKS & set(attributes):
             assert re.match(r"data:image/png;base64,|#", attributes[name] or ""), (tag, name)
-    assert sum(len(script) > 1_000_000 for script in page.scripts) == 1, "plotly.js exactly once"
-    identifiers = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert sum(len(script) > 1_000_000 for script in two.scripts) == 1, "plotly.js exactly once"
+    identifiers = [attrs["id"] for _, attrs in two.elements if "id" in attrs]
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_hostile_names_stay_text(make_results: Make, tmp_path: Path) -> None:
-    studies = ("one", "two")
-    harmless = written(make_results(studies=studies, trials=14), tmp_path / "a")
-    attacked = make_results(studies=studies, trials=14, rename=attack)
-    hostile = written(attacked, tmp_path / "b")
+def test_hostile_names_stay_text(two: Page, make_results: Make, tmp_path: Path) -> None:
+    harmless = two
+    attacked = make_results(studies=("one", "two"), trials=14, rename=attack)
+    hostile = written(attacked, tmp_path)
     assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in harmless.elements]
     for (_, left), (_, right) in zip(hostile.elements, harmless.elements, strict=True):
         assert list(left) == list(right)
