@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 CEILING = 120.0
 """Largest PSNR that is counted, in dB: a mean squared error of 1e-12 is rounding."""
@@ -200,7 +200,7 @@ def t_interval(
     error, freedom = standard_error(values, clusters)
     if freedom < 1:
         return mean, math.nan, math.nan
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * error
+    half = float(special.stdtrit(freedom, 0.5 + level / 2)) * error
     return mean, mean - half, mean + half
 
 
@@ -225,7 +225,7 @@ def t_test(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
         return math.nan
     if error == 0:
         return 0.0 if mean else math.nan
-    return float(2 * stats.t.sf(abs(mean) / error, freedom))
+    return float(2 * special.stdtr(freedom, -abs(mean) / error))
 
 
 def standard_error(values: np.ndarray, clusters: np.ndarray | None) -> tuple[float, int]:

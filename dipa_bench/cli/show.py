@@ -51,6 +51,7 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
     from dipa_bench.reports.rendering import render, render_frame
 
     format = _layout(format)
+    shown_alone = format == "table" and not (wanted.columns or wanted.sort)
     boards, found = [], []
     for task in wanted.task.split(","):
         results = stored_results(
@@ -60,7 +61,12 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
             tracking_uri=wanted.tracking_uri,
             scores_only=True,
         )
-        board = leaderboard(results, reference=wanted.reference, margin=wanted.margin)
+        board = leaderboard(
+            results,
+            reference=wanted.reference,
+            margin=wanted.margin,
+            rank_test=not shown_alone,  # no column of the table itself
+        )
         boards.append(board if wanted.sort is None else sorted_by(board, wanted.sort))
         found.append(results)
     names = None if wanted.columns is None else [one.strip() for one in wanted.columns.split(",")]

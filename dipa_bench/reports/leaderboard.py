@@ -41,6 +41,7 @@ def leaderboard(
     protocol: str | None = None,
     study: str | None = None,
     margin: float = comparison.MARGIN,
+    rank_test: bool = True,
 ) -> pd.DataFrame:
     """One row per study and method, best mean test PSNR first, unfinished methods last.
 
@@ -52,6 +53,7 @@ def leaderboard(
         protocol: keep only ``"tuned"`` or ``"published"`` rows.
         study: keep only this study, with its replicates.
         margin: dB; a difference within it does not matter.
+        rank_test: whether p_wilcoxon is computed, which takes most of a second to import.
 
     Returns:
         A frame with the columns `COLUMNS`. Scores are means over replicates; psnr and differences
@@ -83,7 +85,7 @@ def leaderboard(
     for base, own in () if methods.empty else methods.groupby(bases, sort=True):
         if study in (None, base):
             kept = own if protocol is None else own[own["protocol"] == protocol]
-            rows += _study_rows(results, str(base), kept, reference, margin)
+            rows += _study_rows(results, str(base), kept, reference, margin, rank_test)
     rows.sort(key=_order)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -121,7 +123,12 @@ def image_rows(results: TaskResults, study: str, method: str) -> pd.DataFrame:
 
 
 def _study_rows(
-    results: TaskResults, study: str, methods: pd.DataFrame, reference: str | None, margin: float
+    results: TaskResults,
+    study: str,
+    methods: pd.DataFrame,
+    reference: str | None,
+    margin: float,
+    rank_test: bool,
 ) -> list[Row]:
     """The rows of one study, each over its replicates."""
     groups = {str(name): own.to_dict("records") for name, own in methods.groupby("method")}
@@ -150,7 +157,7 @@ def _study_rows(
         row |= {
             "p_value": pairs[name].p_value if name in others else math.nan,
             "p_equivalence": pairs[name].p_equivalence(margin) if name in others else math.nan,
-            "p_wilcoxon": pairs[name].wilcoxon,
+            "p_wilcoxon": pairs[name].wilcoxon if rank_test else math.nan,
             "disagree": pairs[name].disagree or means[name].disagree,
             "images": means[name].images,
             "subjects": means[name].subjects,
