@@ -13,10 +13,14 @@ SETTINGS = "settings.json"
 SHOWN = (PICTURES, MATRIX, LINEARISATION)
 """Of a method's first seed; they stand for the method."""
 
-QUALITY = ("ssim", "nmse", "range_error", "null_error", "psnr_best")
+QUALITY = (
+    *("ssim", "nmse", "range_error", "null_error"),
+    *("psnr_best", "psnr_stopped", "stopped_at"),
+)
 """Scores of images beside PSNR: structural similarity; squared error relative to the image's energy
 (of complex images of the magnitudes), and its part that A sees and the part that it does not (of
-the complex images themselves); PSNR [dB] of the best iteration, image by image.
+the complex images themselves); PSNR [dB] of the best iteration, image by image; PSNR [dB] and
+number of the iteration at which a stopping rule ends.
 """
 
 MATCHED = "matched"

@@ -147,8 +147,8 @@ def mean_interval(images: pd.DataFrame, metric: str = "psnr", level: float = 0.9
     )
 
 
-IN_DB = ("psnr", "psnr_best")
-RESOLUTION = {"psnr": 1e-3, "psnr_best": 1e-3, "ssim": 1e-5}
+IN_DB = ("psnr", "psnr_best", "psnr_stopped")
+RESOLUTION = {**dict.fromkeys(IN_DB, 1e-3), "ssim": 1e-5}
 """What float32 reconstructions cannot tell apart; PSNR in dB."""
 
 

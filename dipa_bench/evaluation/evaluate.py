@@ -26,6 +26,7 @@ from dipa_bench.solvers import Curves, Trajectory
 from dipa_bench.tasks.base import Task
 
 BATCH = 64
+STILL = 0.01  # of an image's norm: an iteration that moves it less ends a run that may stop early
 LOWEST = -20.0  # dB; a reconstruction worse than this has left the range of images altogether
 
 
@@ -145,8 +146,8 @@ def evaluate(
     Args:
         record: keep per-image curves, and time a run of the first batch without them, after one to
             warm up.
-        with_quality: score more than PSNR (milliseconds per image); the PSNR of the best iteration
-            needs the curves.
+        with_quality: score more than PSNR (milliseconds per image); scores of other iterations
+            than the last need the curves.
         batch: images in one run.
     """
     truth, measured = task.pixels(images), task.measure(images)
@@ -168,12 +169,14 @@ def evaluate(
     estimates = torch.cat([run.estimate for run in runs])
     mse = squared_error(estimates, truth).cpu()
     curves = _joined([run.curves for run in runs])
-    best = (mse if curves is None else curves.mse.amin(0)) if record else None
+    quality = _quality(task, estimates, truth, batch) if with_quality else {}
+    if with_quality and record:
+        quality |= _on_the_way(mse, curves, estimates.cpu())
     return Evaluation(
         images=images,
         estimates=estimates.cpu(),
         psnr=psnr_of_mse(mse),
-        quality=_quality(task, estimates, truth, batch, best) if with_quality else {},
+        quality=quality,
         pooled=psnr_pooled(mse),
         curves=curves,
         seconds=seconds,
@@ -182,18 +185,37 @@ def evaluate(
     )
 
 
-def _quality(
-    task: Task, estimates: Tensor, truth: Tensor, batch: int, best: Tensor | None
-) -> dict[str, Tensor]:
-    """Scores beside PSNR, on the CPU; `best` is the least squared error of each image's run."""
+def _quality(task: Task, estimates: Tensor, truth: Tensor, batch: int) -> dict[str, Tensor]:
+    """Scores beside PSNR of reconstructions, on the CPU."""
     found = {"ssim": ssim(estimates, truth), "nmse": nmse(estimates, truth)}
     if (onto_range := task.onto_range) is not None:
         pairs = zip(estimates.split(batch), truth.split(batch), strict=True)
         parts = [error_by_range(*pair, onto_range) for pair in pairs]
         found["range_error"], found["null_error"] = map(torch.cat, zip(*parts, strict=True))
-    if best is not None:
-        found["psnr_best"] = psnr_of_mse(best)
     return {name: values.cpu() for name, values in found.items()}
+
+
+def _on_the_way(mse: Tensor, curves: Curves | None, estimates: Tensor) -> dict[str, Tensor]:
+    """Scores of the best iteration and of the one that a stopping rule ends at.
+
+    The rule needs no truth: it ends at the first iteration that moves an image by at most `STILL`
+    of its norm, and at the last if none does.
+    """
+    if curves is None:
+        quality = psnr_of_mse(mse)
+        return {
+            "psnr_best": quality,
+            "psnr_stopped": quality,
+            "stopped_at": torch.zeros_like(quality),
+        }
+    still = curves.step_norm[1:] <= STILL * estimates.flatten(1).norm(dim=1)
+    still[-1] = True
+    stop = 1 + still.to(torch.uint8).argmax(0)
+    return {
+        "psnr_best": psnr_of_mse(curves.mse.amin(0)),
+        "psnr_stopped": psnr_of_mse(curves.mse.gather(0, stop[None])[0]),
+        "stopped_at": stop.to(mse.dtype),
+    }
 
 
 def _joined(parts: list[Curves | None]) -> Curves | None:

@@ -77,6 +77,14 @@ OWN: dict[str, Column] = {
     "psnr_best_difference": Column(
         "its PSNR vs {reference} [dB]", _difference("psnr_best_difference", "+.2f")
     ),
+    "psnr_stopped": Column("stopped early [dB]", _number("psnr_stopped", ".2f")),
+    "psnr_stopped_difference": Column(
+        "stopped early vs {reference} [dB]", _difference("psnr_stopped_difference", "+.2f")
+    ),
+    "stopped_at": Column("at iteration", _number("stopped_at", ".1f")),
+    "stopped_at_difference": Column(
+        "iterations vs {reference}", _difference("stopped_at_difference", "+.1f")
+    ),
     **{name: Column(words, _number(name, ".4f")) for name, words in ERRORS.items()},
     **{
         f"{name}_difference": Column(

@@ -75,6 +75,22 @@ def test_scores_beside_psnr(task, evaluation):
     assert evaluation.metrics("test")["test/null_error"] == quality["null_error"].mean()
 
 
+@pytest.mark.parametrize("iterations", [2, 60])
+def test_a_rule_without_truth_stops_where_little_moves(task, iterations):
+    """At the first iteration that moves an image by a hundredth of its norm, else at the last."""
+    images = task.images.validation
+    found = evaluate(iterative(task, iterations), task, images, record=True, with_quality=True)
+    norms = np.linalg.norm(found.estimates.flatten(1).numpy(), axis=1)
+    curves, stops = found.curve_table(0), found.quality["stopped_at"].numpy()
+    for place, name in enumerate(images.names):
+        run = curves[curves["image"] == name].set_index("iteration")
+        moves = run["step_norm"].loc[1:]
+        stop = next((k for k in moves.index if moves[k] <= 0.01 * norms[place]), iterations)
+        assert stops[place] == stop
+        assert found.quality["psnr_stopped"][place] == pytest.approx(run["psnr"][stop])
+    assert (stops < iterations).all() == (iterations == 60)
+
+
 def test_what_is_not_known_is_left_out(task, monkeypatch):
     """Without curves there is no best iteration, of a large operator no projection."""
     run = iterative(task)

@@ -440,8 +440,8 @@ FAULTS = [
     Fault(
         "a one-sided p-value",
         "dipa_bench/statistics.py",
-        "return float(2 * stats.t.sf(abs(mean) / error, freedom))",
-        "return float(stats.t.sf(abs(mean) / error, freedom))",
+        "return float(2 * special.stdtr(freedom, -abs(mean) / error))",
+        "return float(special.stdtr(freedom, -abs(mean) / error))",
         STATISTICS,
     ),
     Fault(
@@ -543,6 +543,20 @@ FAULTS = [
         "cores() - round(busy_cores())",
         "cores()",
         "tests/test_devices.py",
+    ),
+    Fault(
+        "a run that may stop early stops an iteration late",
+        "dipa_bench/evaluation/evaluate.py",
+        "stop = 1 + still.to(torch.uint8).argmax(0)",
+        "stop = (2 + still.to(torch.uint8).argmax(0)).clamp(max=len(still))",
+        "tests/evaluation/test_evaluate.py",
+    ),
+    Fault(
+        "a winner that is sent again is another version of its model",
+        "dipa_bench/tracking/registry.py",
+        "if _versions(client, f\"run_id = '{run_id}'\"):",
+        "if not _versions:",
+        "tests/runs/test_restore.py",
     ),
 ]
 
