@@ -36,12 +36,12 @@ def experiment_name(task: str) -> str:
 
 
 def run_name(record: RunRecord) -> str:
-    """``STUDY / METHOD``, and of its trials and seeds ``STUDY / METHOD / seed 0``.
+    """``METHOD / STUDY``, and of its trials and seeds ``METHOD / STUDY / seed 0``.
 
-    MLflow's pages list all runs of a task together, whatever they belong to.
+    MLflow's pages list all runs of a task together, whatever they belong to, and cut long names.
     """
-    name = f"{record.study} / {record.method}"
-    return (name if record.kind == "method" else f"{name} / {record.name}")[-MAX_KEY:]
+    name = f"{record.method} / {record.study}"
+    return (name if record.kind == "method" else f"{name} / {record.name}")[:MAX_KEY]
 
 
 def tags_of(record: RunRecord, identity: str, parent: str, won: bool) -> dict[str, str]:

@@ -169,7 +169,7 @@ def test_a_study_arrives_as_it_is(root: Path, uri: str, hand: SimpleNamespace) -
     runs = runs_of(uri)
     assert len(runs) == RUNS
     parent = tagged(runs, kind="method", method="dipa")
-    assert parent.info.run_name == "small / dipa"
+    assert parent.info.run_name == "dipa / small"
     assert parent.info.status == "FINISHED"
     assert parent.info.start_time == 1_700_000_000_000
     assert parent.info.end_time == 1_700_000_010_500
@@ -188,7 +188,7 @@ def test_a_study_arrives_as_it_is(root: Path, uri: str, hand: SimpleNamespace) -
     assert len(children) == 9
     winners = [run for run in children if run.data.tags.get("dipa.winner") == "true"]
     assert [run.data.tags["dipa.number"] for run in winners] == [str(hand.winner)]
-    assert winners[0].info.run_name == f"small / dipa / trial {hand.winner}"
+    assert winners[0].info.run_name == f"dipa / small / trial {hand.winner}"
 
 
 def test_states_become_mlflows(root: Path, uri: str, hand: SimpleNamespace) -> None:
@@ -359,7 +359,7 @@ def test_text_stays_text(root: Path, uri: str, hand: SimpleNamespace) -> None:
     records.write(folder, hand.record("method", name, title=name, task="a/b 'c'"))
     sync(root, uri)
     (run,) = runs_of(uri, "a/b 'c'")
-    assert run.info.run_name == f"small / {name}"
+    assert run.info.run_name == f"{name} / small"
     assert run.data.tags["dipa.method"] == name
     assert run.data.tags["dipa.title"] == name
     assert "**<script>" not in run.data.tags["mlflow.note.content"]
