@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -105,3 +106,42 @@ def ssim(estimate: Tensor, reference: Tensor) -> Tensor:
         strict=True,
     )
     return torch.tensor([one(found, true) for found, true in pairs])
+
+
+LPIPS_SIZE = 32  # pixels on a side that AlexNet needs
+
+
+def lpips_weights() -> Path:
+    """Where torchvision's AlexNet lies once it was fetched, below ``TORCH_HOME``."""
+    from torchvision.models import AlexNet_Weights
+
+    name = AlexNet_Weights.DEFAULT.url.rpartition("/")[2]
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def lpips(estimate: Tensor, reference: Tensor) -> Tensor | None:
+    """LPIPS of each image (Zhang et al. 2018, AlexNet): distance of deep features, less is better.
+
+    torchmetrics' own, of images clipped to [0, 1]; gray ones as three equal channels, of complex
+    images the magnitude. NaN for an estimate that is not finite.
+
+    Args:
+        estimate, reference: B x C x H x W.
+
+    Returns:
+        B values; None below `LPIPS_SIZE` pixels, or where `lpips_weights` is not on this disk: a
+        study fetches nothing.
+    """
+    if min(estimate.shape[-2:]) < LPIPS_SIZE or not lpips_weights().is_file():
+        return None
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    def shown(images: Tensor) -> Tensor:
+        visible = magnitude(images.detach()).nan_to_num().clamp(0, 1)
+        return visible.expand(-1, 3, -1, -1)
+
+    found = learned_perceptual_image_patch_similarity(
+        shown(estimate), shown(reference), net_type="alex", reduction="none", normalize=True
+    ).detach()
+    finite = estimate.flatten(1).isfinite().all(1)
+    return torch.where(finite, found.reshape(-1), torch.nan)

@@ -14,13 +14,13 @@ SHOWN = (PICTURES, MATRIX, LINEARISATION)
 """Of a method's first seed; they stand for the method."""
 
 QUALITY = (
-    *("ssim", "nmse", "range_error", "null_error"),
+    *("ssim", "lpips", "nmse", "range_error", "null_error"),
     *("psnr_best", "psnr_stopped", "stopped_at"),
 )
-"""Scores of images beside PSNR: structural similarity; squared error relative to the image's energy
-(of complex images of the magnitudes), and its part that A sees and the part that it does not (of
-the complex images themselves); PSNR [dB] of the best iteration, image by image; PSNR [dB] and
-number of the iteration at which a stopping rule ends.
+"""Scores of images beside PSNR: structural similarity; perceptual distance; squared error relative
+to the image's energy (of complex images of the magnitudes), and its part that A sees and the part
+that it does not (of the complex images themselves); PSNR [dB] of the best iteration, image by
+image; PSNR [dB] and number of the iteration at which a stopping rule ends.
 """
 
 MATCHED = "matched"

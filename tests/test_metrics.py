@@ -1,13 +1,14 @@
 """Quality figures against scikit-image."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from dipa_bench.metrics import psnr, psnr_of_mse, psnr_pooled, ssim
+from dipa_bench.metrics import lpips, lpips_weights, psnr, psnr_of_mse, psnr_pooled, ssim
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,62 @@ def test_ssim_of_what_is_not_finite(pair):
     found[1, 0, 0, 0] = torch.nan
     found[2, 0, 0, 0] = torch.inf
     assert ssim(found, truth).isnan().tolist() == [False, True, True, False]
+
+
+@pytest.fixture
+def alexnet(tmp_path, monkeypatch):
+    """Random weights where torchvision keeps the fetched ones; the network with them."""
+    import torchvision
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torchvision.models.alexnet(weights=None).double().eval()
+    lpips_weights().parent.mkdir(parents=True)
+    torch.save(network.state_dict(), lpips_weights())
+    return network
+
+
+def defined(network, found, true):
+    """LPIPS as Zhang et al. (2018) define it, from the features after each rectifier."""
+    import torchmetrics.functional.image.lpips as theirs
+
+    linear = torch.load(Path(theirs.__file__).parent / "lpips_models" / "alex.pth", "cpu")
+    shift = torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)
+    scale = torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
+    features = [(2 * picture - 1 - shift) / scale for picture in (found, true)]
+    total, level = 0.0, 0
+    for layer in network.features:
+        features = [layer(one.clone()) for one in features]
+        if isinstance(layer, torch.nn.ReLU):
+            unit = [one / one.norm(dim=1, keepdim=True).clamp_min(1e-8) for one in features]
+            weight = linear[f"lin{level}.model.1.weight"].double()
+            total += ((unit[0] - unit[1]).square() * weight).sum(1).mean((1, 2))
+            level += 1
+    assert level == 5
+    return total
+
+
+@torch.no_grad()
+def test_lpips_is_what_it_is_defined_to_be(alexnet):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(3, 1, 40, 36, generator=generator, dtype=torch.float64)
+    found = truth + torch.tensor([0.0, 0.1, 2.0]).view(3, 1, 1, 1) * torch.randn(
+        truth.shape, generator=generator, dtype=torch.float64
+    )
+    shown = found.clamp(0, 1).expand(-1, 3, -1, -1)
+    expected = defined(alexnet, shown, truth.expand(-1, 3, -1, -1))
+    assert expected[0] == 0 < expected[1] < expected[2]
+    torch.testing.assert_close(lpips(found, truth), expected)
+    assert lpips(found[1:2], truth[1:2]).shape == (1,)
+    found[1, 0, 0, 0] = torch.nan
+    assert lpips(found, truth).isnan().tolist() == [False, True, False]
+
+
+def test_lpips_is_left_out_where_it_is_not_known(alexnet):
+    """Of small images, and without weights, which no study fetches."""
+    images = torch.zeros(1, 1, 32, 32)
+    assert lpips(images, images) is not None
+    assert lpips(images[..., :-1], images[..., :-1]) is None
+    lpips_weights().unlink()
+    assert lpips(images, images) is None

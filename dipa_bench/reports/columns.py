@@ -61,7 +61,12 @@ def _difference(name: str, spec: str) -> Callable[[pd.Series], str]:
     return text
 
 
-ERRORS = {"nmse": "NMSE", "range_error": "range error", "null_error": "null error"}
+ERRORS = {
+    "lpips": "LPIPS",
+    "nmse": "NMSE",
+    "range_error": "range error",
+    "null_error": "null error",
+}
 OWN: dict[str, Column] = {
     "rank": Column("", _number("rank", ".0f")),
     "method": Column("method", lambda row: short(row["method"]), words=True),

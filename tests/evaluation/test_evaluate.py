@@ -71,7 +71,7 @@ def test_scores_beside_psnr(task, evaluation):
     best = curves.groupby("image")["psnr"].max()[list(task.images.validation.names)]
     np.testing.assert_allclose(quality["psnr_best"], best)
     assert (quality["psnr_best"] >= evaluation.psnr.numpy()).all()
-    assert set(quality) == set(names.QUALITY)
+    assert set(quality) == set(names.QUALITY) - {"lpips"}  # of larger images
     assert evaluation.metrics("test")["test/null_error"] == quality["null_error"].mean()
 
 
