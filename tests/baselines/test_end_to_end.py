@@ -281,7 +281,7 @@ def test_published_restormer_is_deepinvs_default():
 def test_training_lowers_the_loss(name, task_name, context):
     """And the validation PSNR rises above that of the untrained network."""
     task = small_task(task_name, count=12)
-    settings = context(epochs=8, batch_size=4)
+    settings = context(epochs=4, batch_size=4)
     made = fitted(name, task, context, settings=settings)
     losses = [value for _, value in settings.series["train/loss"]]
     quality = [value for _, value in settings.series["val/psnr_by_epoch"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -30,6 +31,13 @@ from dipa_bench.tracking.results import TaskResults
 STUDIES = 120
 
 
+@functools.cache
+def index_of(subjects: int, each: int) -> pd.MultiIndex:
+    """So many images of each subject."""
+    names = [(f"s{g}", f"i{g}.{k}") for g in range(subjects) for k in range(each)]
+    return pd.MultiIndex.from_tuples(names, names=["subject", "image"])
+
+
 def drawn(
     rng: np.random.Generator,
     subjects: int,
@@ -39,8 +47,7 @@ def drawn(
     mean: float = 0.0,
 ) -> pd.DataFrame:
     """Differences of one row, with known spreads of subjects, replicates and the rest."""
-    names = [(f"s{g}", f"i{g}.{k}") for g in range(subjects) for k in range(each)]
-    index = pd.MultiIndex.from_tuples(names, names=["subject", "image"])
+    index = index_of(subjects, each)
     of_subjects, of_replicates, rest = spreads
     values = (
         mean
