@@ -331,7 +331,7 @@ class Method:
         parameters: the hyper-parameters' model; a field `solve: SolveParameters` for a solver's.
         fit: (task, parameters, context) -> Reconstructor. Deterministic given the context's seed.
         learned: whether fitting reads training images.
-        stochastic: whether a fit depends on its seed; only then are winners refitted over seeds.
+        stochastic: whether a fit depends on its seed.
         solver_free: whether the fit is `context.reconstructor(task, parameters.solve, P)` with a P
             that depends on no parameter below `solve`; trials that change solver settings alone
             then share one P (see `dipa_bench.reuse`).

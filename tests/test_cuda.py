@@ -119,7 +119,7 @@ class Stopping(StudyCallback):
 def row_on(device, root, callback=None):
     """Two trials of L-DIPA and its test, below `root`."""
     raw = study_file.read("sr", None)
-    budget = ["train_images=6", "epochs=3", "final_epochs=3", "batch_size=3", "seeds=1"]
+    budget = ["train_images=6", "epochs=3", "final_epochs=3", "batch_size=3"]
     study = study_file.resolve(
         raw,
         task="sr",

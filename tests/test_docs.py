@@ -95,13 +95,14 @@ def test_the_example_of_a_network_works():
     assert get("rules", "distilled").method(spec).name == "two-layers+distilled"
 
 
-def test_the_readmes_boards_are_those_that_are_kept() -> None:
-    boards = runpy.run_path(str(ROOT / "studies" / "results" / "boards.py"))
-    table = boards["table"](boards["boards"]())
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{boards['BEGIN']}\n{table}\n{boards['END']}" in text
-    for board in boards["boards"]().values():
-        assert board["setting"].str.contains("dipa-bench study --task").all()
+def test_tables_of_boards_are_those_that_are_kept() -> None:
+    found = runpy.run_path(str(ROOT / "studies" / "results" / "boards.py"))
+    for (file, place), made in found["TABLES"].items():
+        begin, end = (found[mark].format(place) for mark in ("BEGIN", "END"))
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert text.count(f"{begin}\n{made()}\n{end}") == 1, place
+    for task, board in found["kept"]({task: task for task in found["TASKS"]}).items():
+        assert board["setting"].str.contains(f"dipa-bench study --task {task}").all()
         assert (board["replicates"] >= 2).all() and board["verdict"].notna().all()
 
 

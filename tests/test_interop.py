@@ -153,7 +153,6 @@ def test_the_documents_examples(tmp_path, monkeypatch, capfd):
         "budget.train_images": 6,
         "budget.epochs": 1,
         "budget.final_epochs": 1,
-        "budget.seeds": 1,
         "ldipa.solve.start": "adjoint",
     }
     command = ["study", "--task", "sr", "--device", "cpu", "--methods", "ldipa", "--trials", "1"]

@@ -40,12 +40,10 @@ def print_plan(request: Request) -> None:
     study = Study(request)
     busy = devices.busy_cores() if study.where.type == "cpu" else 0.0
     found = plan(study.resolved, study.task)
-    table = new_table(
-        *("method", "trials", "seeds", "minutes", "note"), title=f"study {study.resolved.name}"
-    )
+    table = new_table("method", "trials", "minutes", "note", title=f"study {study.resolved.name}")
     for entry in found.entries:
         note = f"skipped: {entry.skip}" if entry.skip else "fitted" if entry.fitted else ""
-        add_row(table, entry.entry, entry.trials, entry.seeds, f"{entry.minutes:.1f}", note)
+        add_row(table, entry.entry, entry.trials, f"{entry.minutes:.1f}", note)
     replicates = study.resolved.budget.replicates
     console, workers = wide_console(), study.worker_config.count
     console.print(table)

@@ -65,10 +65,7 @@ class BudgetSpec(Strict):
     ] = None
     replicates: Annotated[
         int,
-        Field(ge=1, description="of the whole study: each has its own search draws and fit seeds"),
-    ] = 1
-    seeds: Annotated[
-        int, Field(ge=1, description="fits of a stochastic entry's winner within a replicate")
+        Field(ge=1, description="of the whole study: each has its own search draws and fits"),
     ] = 1
     epochs: Annotated[int, Field(ge=1, description="of one trial's training")] = 4
     final_epochs: Annotated[int, Field(ge=1, description="of the winner's training")] = 4
@@ -86,8 +83,13 @@ class BudgetSpec(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_trials(cls, values: Any) -> Any:
-        return without_trials(values) if isinstance(values, Mapping) else values
+    def _of_older_files(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        found = without_trials(values)
+        if found.pop("seeds", 1) != 1:
+            raise ValueError("budget.seeds is no more: budget.replicates repeats fit and search")
+        return found
 
 
 def without_trials(budget: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +211,7 @@ class StudyFile(Strict):
         """What must agree for a study to be continued; its budget may grow, entries be added."""
         values = self.model_dump(mode="json", exclude={"name", "presets", "methods"})
         values["budget"]["unit"] = "trials" if self.budget.minutes is None else "minutes"
-        for growing in ("settings", "fits", "minutes", "replicates", "seeds"):
+        for growing in ("settings", "fits", "minutes", "replicates"):
             del values["budget"][growing]
         del values["search"]["plateau"], values["search"]["batch"]  # how long, how fast
         del values["problem"]["data_root"]  # the images' digest is what counts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.study_file import StudyFile
 from dipa_bench.evaluation.evaluate import BATCH
-from dipa_bench.search.stages import planned_seeds, runs_published, stages_of
+from dipa_bench.search.stages import runs_published, stages_of
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking.records import RunRecord
 
@@ -95,6 +95,6 @@ def work_of(
         final=at_the_end + tested + 2 * min(tested, BATCH),  # once more to warm up, once to time
         settings=tuned,
         fits=other,
-        finals=planned_seeds(entry, study) + runs_published(entry, task, study),
+        finals=1 + runs_published(entry, task, study),
         seconds=60 * budget.minutes if timed else None,
     )

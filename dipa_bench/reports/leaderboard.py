@@ -25,7 +25,7 @@ COLUMNS = (
     *(f"{name}{end}" for name in names.QUALITY[1:] for end in ENDS),
     *("images", "subjects", "replicates", "disagree", "unpaired_images"),
     *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters"),
-    *("trials", "seeds", "fit_seconds", "search_seconds", "late_gain"),
+    *("trials", "fit_seconds", "search_seconds", "late_gain"),
     *("validation", "contains"),
     *("protocol", "preset", "operator", "rule", "learned", "start", "state", "reason", "caveat"),
     "setting",
@@ -178,7 +178,7 @@ def _merged(study: str, records: list[Row]) -> Row:
     finished = [record for record in records if record["state"] == "finished"]
     first = (finished or records)[0]
     row = {name: first[name] for name in COLUMNS if name in first} | {"study": study}
-    for name in ("trials", "seeds", "search_seconds"):
+    for name in ("trials", "search_seconds"):
         row[name] = sum(record[name] for record in records)
     gains = [record["late_gain"] for record in records]
     row["late_gain"] = max((gain for gain in gains if not math.isnan(gain)), default=math.nan)

@@ -19,7 +19,7 @@ from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import Budget, FitContext
 from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Identity, Pointwise, Preconditioner
-from dipa_bench.search.stages import planned_seeds, planned_trials
+from dipa_bench.search.stages import planned_trials
 from dipa_bench.solvers import SolveParameters, build_solver
 from dipa_bench.tasks.base import Task
 
@@ -32,7 +32,6 @@ class EntryPlan:
 
     entry: str
     trials: int
-    seeds: int
     fitted: bool
     minutes: float
     skip: str | None
@@ -86,9 +85,8 @@ def plan(study: StudyFile, task: Task) -> Plan:
         if work.seconds is not None:
             seconds = work.seconds + forward * work.finals * work.final
             trials = trials or max(1, round(work.seconds / max(forward * work.fit, 1e-9)))
-        seeds = 0 if skip else planned_seeds(entry, study)
         fitted, why = entry.method.learned, skip[1] if skip else None
-        entries.append(EntryPlan(name, trials, seeds, fitted, seconds / 60, why))
+        entries.append(EntryPlan(name, trials, fitted, seconds / 60, why))
     return Plan(entries, int(1.2 * devices.peak_memory(task.device)))
 
 

@@ -48,7 +48,7 @@ def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
 
     It has as many threads of the CPU as the run had. A trial that was pruned is run without pruning
     and compared epoch by epoch, or image by image, as far as it got. A method's record stands for
-    its seeds: all are run again and averaged.
+    its winner.
 
     Args:
         record: of a trial, a seed or a method.
@@ -61,7 +61,7 @@ def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
     if record.state in ("running", "interrupted", "skipped"):
         raise UserError(f"{record.name} is {record.state}: there is nothing to compare with")
     if record.kind == "method" and record.state != "finished":
-        raise UserError(f"{record.name} is {record.state}: give one of its trials or seeds")
+        raise UserError(f"{record.name} is {record.state}: give one of its trials")
     study = study_of(record)
     task = study_task(study, device)
     if task.images.digest != record.data_digest:
@@ -78,7 +78,7 @@ def repeat(record: RunRecord, root: Path, device: torch.device) -> Repeat:
     now = dict(context.environment)
     return Repeat(
         figures=_paired(record, again),
-        state=(record.state, "pruned" if record.state == "pruned" else again[0].state),
+        state=(record.state, "pruned" if record.state == "pruned" else again.state),
         differences={
             name: (value, now.get(name))
             for name, value in record.environment.items()
@@ -100,42 +100,30 @@ def study_of(record: RunRecord) -> StudyFile:
     return study
 
 
-def _again(context: StudyContext, entry: Entry, record: RunRecord) -> list[RunRecord]:
+def _again(context: StudyContext, entry: Entry, record: RunRecord) -> RunRecord:
     if record.kind == "trial":
         blank = record.model_copy(update={"state": "running", "metrics": {}, "series": {}})
-        return [run_trial(context, entry, blank, context.folder / "trial")]
-    count = int(record.metrics.get("search/seeds", 1)) if record.kind == "method" else 1
-    found = []
-    for number in range(count):
-        which = number if record.kind == "method" else record.number
-        seed = context.seed("seed", which)
-        blank = context.blank("seed", entry, which, seed).model_copy(
-            update={"params": record.params, "fitted_at": record.fitted_at}
-        )
-        images = context.task.images.test(
-            f"rerun of {record.study} / {record.method}, seed {which}"
-        )
-        found.append(run_seed(context, entry, blank, context.folder / f"seed-{which}", images))
-    return found
+        return run_trial(context, entry, blank, context.folder / "trial")
+    blank = context.blank("seed", entry, 0, context.seed("seed", 0)).model_copy(
+        update={"params": record.params, "fitted_at": record.fitted_at}
+    )
+    images = context.task.images.test(f"rerun of {record.study} / {record.method}")
+    return run_seed(context, entry, blank, context.folder / "seed-0", images)
 
 
-def _paired(
-    record: RunRecord, again: list[RunRecord]
-) -> dict[str, tuple[float | None, float | None]]:
-    def mean(name: str) -> float | None:
-        values = [run.metrics.get(name) for run in again]
-        return None if None in values else sum(values) / len(values)
-
+def _paired(record: RunRecord, again: RunRecord) -> dict[str, tuple[float | None, float | None]]:
     pairs = {
-        name: (record.metrics[name], mean(name)) for name in COMPARED if name in record.metrics
+        name: (record.metrics[name], again.metrics.get(name))
+        for name in COMPARED
+        if name in record.metrics
     }
     if record.kind == "method":
-        pairs.pop("val/psnr", None)  # of the winning trial, not of its seeds
+        pairs.pop("val/psnr", None)  # of the winning trial
     if record.state == "pruned":
-        later = dict(again[0].series.get("val/psnr_by_epoch", []))
+        later = dict(again.series.get("val/psnr_by_epoch", []))
         for epoch, value in record.series.get("val/psnr_by_epoch", []):
             pairs[f"val/psnr at epoch {epoch}"] = (value, later.get(epoch))
-        whole = again[0].validation + [None] * len(record.validation)
+        whole = again.validation + [None] * len(record.validation)
         for place, value in enumerate(record.validation):
             pairs[f"val/psnr of image {place} of the race"] = (value, whole[place])
     return pairs

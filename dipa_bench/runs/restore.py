@@ -122,9 +122,8 @@ def load(
 ) -> LearnedRun:
     """A run's operator and everything to reconstruct with it.
 
-    Of a learned method the stored numbers are read (of a method's folder those of its first seed);
-    what has none is fitted again as recorded: analytic operators, and closed forms that keep no
-    numbers, such as LMMSE maps.
+    Of a learned method the stored numbers are read; what has none is fitted again as recorded:
+    analytic operators, and closed forms that keep no numbers, such as LMMSE maps.
 
     Args:
         run: a run folder, ``study/method[/seed-0]`` below `root`, an MLflow run id, or a registered
@@ -186,14 +185,6 @@ def locate(run: str, root: Path, tracking_uri: str | None = None) -> Path:
             "give the run's folder"
         )
     return place
-
-
-def seeds(run: LearnedRun) -> list[LearnedRun]:
-    """The refits that a method's record stands for; of any other run itself."""
-    if run.record.kind != "method":
-        return [run]
-    count = int(run.record.metrics.get("search/seeds", 1))
-    return [_opened(run.place / f"seed-{number}", run.context) for number in range(count)]
 
 
 def tuned_identity(run: LearnedRun) -> LearnedRun | None:

@@ -22,7 +22,7 @@ from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.execution.context import StudyContext, read_test
 from dipa_bench.methods import relative
 from dipa_bench.parameters import Value
-from dipa_bench.runs.restore import LearnedRun, seeds, tuned_identity, untuned_identity
+from dipa_bench.runs.restore import LearnedRun, tuned_identity, untuned_identity
 from dipa_bench.search.samplers import INDEX
 from dipa_bench.search.sampling import NumberedSampler, ask
 from dipa_bench.tasks.base import Task
@@ -103,7 +103,7 @@ def transfer(
     again but analytic operators.
 
     Args:
-        run: the operator; a method stands for all its seeds.
+        run: the operator.
         problem: the other setting; the study's own for none.
         trials: solver settings that operator and identity each try on the validation images of the
             other setting, the recorded ones and the defaults first; None for `TRIALS` where solver
@@ -302,24 +302,21 @@ def _tested(
 
 
 def _measured(entrant: _Entrant, context: StudyContext, setting: str, images: ImageSet) -> Line:
-    """One entrant, over all the seeds it stands for."""
-    name, parts, note = entrant.run.entry.name, [], ""
-    for number, one in enumerate(seeds(entrant.run)):
-        made = one.reconstructor
-        if context is not one.context or entrant.values != one.parameters:
-            made = one.at(context, entrant.values)
-        try:
-            found = evaluate(made, context.task.tested, images, with_quality=True)
-        except RuntimeError as error:  # an operator that met images it does not check
-            raise UserError(f"{name} cannot run at {setting}: {brief(error)}") from None
-        scores = found.image_table(number)
-        if reason := _lost(found):
-            lost = dict.fromkeys(("psnr", *found.quality), math.nan)
-            scores, note = scores.assign(**lost), reason
-        parts.append(scores)
-    scores = pd.concat(parts, ignore_index=True)
+    """One entrant at one setting."""
+    run, note = entrant.run, ""
+    made = run.reconstructor
+    if context is not run.context or entrant.values != run.parameters:
+        made = run.at(context, entrant.values)
+    try:
+        found = evaluate(made, context.task.tested, images, with_quality=True)
+    except RuntimeError as error:  # an operator that met images it does not check
+        raise UserError(f"{run.entry.name} cannot run at {setting}: {brief(error)}") from None
+    scores = found.image_table(0)
+    if reason := _lost(found):
+        lost = dict.fromkeys(("psnr", *found.quality), math.nan)
+        scores, note = scores.assign(**lost), reason
     return Line(
-        name=name,
+        name=run.entry.name,
         setting=setting,
         images=scores,
         solve={key: value for key, value in entrant.values.items() if key.startswith("solve.")},

@@ -144,8 +144,7 @@ class MethodSearch:
             spent = f"{budget.settings} settings, {budget.fits} fits"
             if budget.minutes is not None:
                 spent = f"{budget.minutes:g} minutes"
-            label = f"{spent}, {budget.seeds} seeds"
-            self._verdict = self._queues.conclusion(self.entry.name, label)
+            self._verdict = self._queues.conclusion(self.entry.name, spent)
         if self._verdict is not None and not self._may_conclude():
             return
         winner = outcome.best(trials)

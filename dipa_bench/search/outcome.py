@@ -104,42 +104,34 @@ def with_winner(
     )
 
 
-def summary(
-    folder: Path, record: RunRecord, seeds: Sequence[RunRecord], shifted: bool
-) -> RunRecord:
-    """The method's record with the figures of all seeds, and their tables joined beside it.
+def summary(folder: Path, record: RunRecord, tested: RunRecord, shifted: bool) -> RunRecord:
+    """The method's record with the figures of its winner, whose files come beside it.
 
     Args:
-        folder: the method's run folder, in which the seeds' lie.
+        folder: the method's run folder, in which the winner's lies.
         record: of the method, with its winner.
-        seeds: their records.
-        shifted: whether they were tested at further settings.
+        tested: of the winner, fitted again and tested.
+        shifted: whether it was tested at further settings.
     """
-    for name in (names.IMAGES, names.CURVES, *([names.SHIFTS] if shifted else [])):
-        parts = [pd.read_parquet(folder / f"seed-{seed.number}" / name) for seed in seeds]
-        pd.concat(parts, ignore_index=True).to_parquet(folder / name, index=False)
-    operator = folder / "seed-0" / names.OPERATOR
-    if operator.exists():
-        (folder / operator.name).write_bytes(operator.read_bytes())
+    place = folder / f"seed-{tested.number}"
+    copied = [names.IMAGES, names.CURVES, *([names.SHIFTS] if shifted else []), names.OPERATOR]
+    for name in copied:
+        if (place / name).exists():
+            (folder / name).write_bytes((place / name).read_bytes())
     for name in names.SHOWN:
-        if (folder / "seed-0" / name).exists():
-            (folder / "seed-0" / name).replace(folder / name)
-    means = {
-        name: sum(seed.metrics[name] for seed in seeds) / len(seeds)
-        for name in seeds[0].metrics
-        if all(name in seed.metrics for seed in seeds) and not name.startswith("trial/")
-    }
+        if (place / name).exists():
+            (place / name).replace(folder / name)
+    found = {name: value for name, value in tested.metrics.items() if not name.startswith("trial/")}
     images = pd.read_parquet(folder / names.IMAGES)
     for metric in HEADLINE:
         interval = statistics.mean_interval(images, metric)
-        means |= {f"test/{metric}_low": interval.low, f"test/{metric}_high": interval.high}
-    means["search/seeds"] = float(len(seeds))
-    finite = {name: value for name, value in means.items() if math.isfinite(value)}
+        found |= {f"test/{metric}_low": interval.low, f"test/{metric}_high": interval.high}
+    finite = {name: value for name, value in found.items() if math.isfinite(value)}
     return record.model_copy(
         update={
             "metrics": record.metrics | finite,
-            "series": seeds[0].series,
-            "notes": seeds[0].notes | record.notes,
+            "series": tested.series,
+            "notes": tested.notes | record.notes,
         }
     )
 

@@ -71,11 +71,6 @@ def stages_of(entry: Entry, task: Task, study: StudyFile) -> tuple[Stage, ...]:
     return (Stage("", 0, None if timed else trials),)
 
 
-def planned_seeds(entry: Entry, study: StudyFile) -> int:
-    """How often an entry's winner is fitted."""
-    return study.budget.seeds if entry.method.stochastic else 1
-
-
 def runs_published(entry: Entry, task: Task, study: StudyFile) -> bool:
     """Whether its published settings are run as well: once, in the first replicate."""
     first = study.protocol != "published" and not study.replicate

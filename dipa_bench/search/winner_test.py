@@ -9,7 +9,7 @@ from dipa_bench import names, parameters
 from dipa_bench.config.entry import Entry
 from dipa_bench.search import outcome
 from dipa_bench.search.jobs import Job
-from dipa_bench.search.stages import planned_seeds, runs_published
+from dipa_bench.search.stages import runs_published
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 from dipa_bench.tracking.test_reads import log_read
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from dipa_bench.execution.context import StudyContext
 
 PUBLISHED = "published"  # the run folder of the published settings
+WINNER = "seed-0"  # and of the winner
 
 
 class WinnerTest:
-    """Seeds of an entry's winner, and its published settings; those on disk are not run again.
+    """An entry's winner, fitted again, and its published settings; what is on disk is kept.
 
     The published settings were fixed before the search, so they are run once, in a study's first
     replicate, where the method has some.
@@ -40,13 +41,9 @@ class WinnerTest:
         self._record, self._running = record, 0
         self._ended: dict[str, RunRecord] = {}  # by the name of their run folders
         self._todo: list[RunRecord] = []
-        count = planned_seeds(entry, context.study)
         winner = {"params": record.params, "fitted_at": record.fitted_at}
-        blanks = [
-            context.blank("seed", entry, number, context.seed("seed", number))
-            for number in range(count)
-        ]
-        blanks = [blank.model_copy(update=winner) for blank in blanks]
+        blank = context.blank("seed", entry, 0, context.seed("seed", 0))
+        blanks = [blank.model_copy(update=winner)]
         if (published := self._published()) is not None:
             blanks.append(published)
         for blank in blanks:
@@ -58,18 +55,18 @@ class WinnerTest:
 
     @property
     def over(self) -> bool:
-        """Whether all of them have ended."""
+        """Whether both have ended."""
         return not self._todo and not self._running
 
     def ask(self) -> Job | None:
-        """The next run; None where all of them run or have ended."""
+        """The next run; None where there is none left to begin."""
         if not self._todo:
             return None
         blank, folder = self._todo.pop(0), self._context.folder
-        if blank.kind == "seed" and blank.number == 0:
+        if blank.kind == "seed":
             for shown in names.SHOWN:  # of an earlier winner
                 (self._folder / shown).unlink(missing_ok=True)
-        what = f"{blank.name} of the winner" if blank.kind == "seed" else blank.name
+        what = "the winner" if blank.kind == "seed" else blank.name
         reason = f"{self._context.study.name} / {self._entry.name}: {what}"
         log_read(folder, reason)
         self._running += 1
@@ -87,14 +84,12 @@ class WinnerTest:
         self._todo.append(record)
 
     def conclusion(self) -> tuple[RunRecord, str, str | None]:
-        """The entry's record with the figures of all of them, its state, and the reason for it."""
-        seeds = [run for _, run in sorted(self._ended.items()) if run.kind == "seed"]
-        bad = [seed for seed in seeds if seed.state != "finished"]
-        if bad:
-            reason = f"seed {bad[0].number} of the winner {bad[0].state}: {bad[0].reason}"
-            return self._record, bad[0].state, reason
+        """The entry's record with the figures of both, its state, and the reason for it."""
+        tested = self._ended[WINNER]
+        if tested.state != "finished":
+            return self._record, tested.state, f"the winner {tested.state}: {tested.reason}"
         shifted = bool(self._context.study.shifts)
-        found = outcome.summary(self._folder, self._record, seeds, shifted)
+        found = outcome.summary(self._folder, self._record, tested, shifted)
         return outcome.with_published(found, self._ended.get(PUBLISHED)), "finished", None
 
     def _published(self) -> RunRecord | None:
@@ -118,4 +113,4 @@ class WinnerTest:
 
 def _folder(record: RunRecord) -> str:
     """The name of a run's folder."""
-    return PUBLISHED if record.kind == PUBLISHED else f"seed-{record.number}"
+    return PUBLISHED if record.kind == PUBLISHED else WINNER

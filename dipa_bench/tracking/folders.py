@@ -148,14 +148,13 @@ def _method_records(folder: Path) -> list[Path]:
 def _method_row(record: RunRecord, children: Callable[[], list[RunRecord]]) -> dict[str, Any]:
     figures = record.metrics
     kinds: list[tuple[str, str]] = []
-    if not {"search/trials", "search/seeds"} <= figures.keys():  # its search has not ended
+    if "search/trials" not in figures:  # its search has not ended
         kinds = [(child.kind, child.state) for child in children()]
     shared = ("study", "method", "title", "operator", "rule", "learned", "protocol", "preset")
     return {
         **{name: getattr(record, name) for name in (*shared, "state", "params", "started")},
         "reason": record.reason or None,
         "trials": int(figures.get("search/trials", kinds.count(("trial", "finished")))),
-        "seeds": int(figures.get("search/seeds", kinds.count(("seed", "finished")))),
         **method_figures(figures),
         "start": record.params.get("solve.start"),
         "reference": record.study_file.get("reference") or None,

@@ -130,7 +130,6 @@ def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str
         "learned": _tag(run, "learned") == "true",
         "reason": _tag(run, "reason") or None,
         "trials": int(figures.get("search/trials", kinds.count(("trial", "finished")))),
-        "seeds": int(figures.get("search/seeds", kinds.count(("seed", "finished")))),
         **method_figures(figures),
         "start": params.get("solve.start"),
         "reference": _tag(run, "reference") or None,

@@ -36,7 +36,7 @@ def experiment_name(task: str) -> str:
 
 
 def run_name(record: RunRecord) -> str:
-    """``METHOD / STUDY``, and of its trials and seeds ``METHOD / STUDY / seed 0``.
+    """``METHOD / STUDY``, and of its trials and tests ``METHOD / STUDY / trial 3``.
 
     MLflow's pages list all runs of a task together, whatever they belong to, and cut long names.
     """
@@ -126,7 +126,7 @@ def _description(record: RunRecord) -> str:
         text = (
             f"{row}, a preconditioner or competitor of iterative image reconstruction: {where}. "
             f"Operator: {record.operator or '-'}; learning rule: {record.rule or '-'}. Its child "
-            "runs are the trials of the search on all validation images and the winner's seeds, "
+            "runs are the trials of the search on all validation images and the winner's test, "
             f"`{names.SETTINGS}` has those on some of the images; metrics and params are the "
             "winner's, measured on test images."
         )

@@ -40,8 +40,8 @@ class TaskResults:
         task: the task's name.
         methods: a row per study and method: study, method, title, operator, rule, learned (bool),
             protocol ("tuned" or "published"), preset, state, reason, parameters (count), trials
-            (finished), seeds, seconds_per_image, operator_calls, denoiser_calls (all three for one
-            image), fit_seconds (mean over seeds), search_seconds (all trials of the method),
+            (finished), seconds_per_image, operator_calls, denoiser_calls (all three for one image),
+            fit_seconds (of the winner), search_seconds (all trials of the method),
             late_gain (dB that the last quarter of its tuning brought, NaN where nothing was tuned),
             validation (PSNR of the winner on all validation images), published (test PSNR of the
             published settings, NaN where they were not run), start (the winner's), reference (the

@@ -31,7 +31,6 @@ METHODS = {
     "reason": object,
     "parameters": float,
     "trials": int,
-    "seeds": int,
     "seconds_per_image": float,
     "operator_calls": float,
     "denoiser_calls": float,

@@ -1,26 +1,32 @@
-"""The README's table of boards, made from the leaderboards that are kept beside this file.
+"""Tables of README.md and docs/, made from the leaderboards that are kept beside this file.
 
 dipa-bench leaderboard --task sr --study sr-quick --format csv --output studies/results/sr.csv
-python studies/results/boards.py        # writes the table into README.md, and says if it changed
+python studies/results/boards.py        # writes the tables, and says which of them changed
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 HERE = Path(__file__).parent
-README = HERE.parents[1] / "README.md"
-BEGIN, END = "<!-- boards: python studies/results/boards.py -->", "<!-- end of boards -->"
+ROOT = HERE.parents[1]
+BEGIN, END = "<!-- {}: python studies/results/boards.py -->", "<!-- end of {} -->"
 TASKS = ("sr", "cs", "deblur", "mri")
+TRAINING = (70, 280, 1000, 4000)  # images, of the study `learning-curve`
 
 
-def boards() -> dict[str, pd.DataFrame]:
-    """The kept leaderboards, by task."""
-    paths = {task: HERE / f"{task}.csv" for task in TASKS}
-    return {task: pd.read_csv(path) for task, path in paths.items() if path.exists()}
+def kept(names: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+    """Leaderboards by heading, of those whose file is there.
+
+    Args:
+        names: heading to the name of a file.
+    """
+    paths = {heading: HERE / f"{name}.csv" for heading, name in names.items()}
+    return {heading: pd.read_csv(path) for heading, path in paths.items() if path.exists()}
 
 
 def cell(row: pd.Series) -> str:
@@ -33,11 +39,11 @@ def cell(row: pd.Series) -> str:
     return f"**{text}**" if row["verdict"] == "better" else text
 
 
-def table(found: dict[str, pd.DataFrame]) -> str:
-    """Methods in rows, tasks in columns, then what each task's numbers hold for."""
+def side_by_side(found: dict[str, pd.DataFrame]) -> list[str]:
+    """Methods in rows, boards in columns."""
     order = pd.concat(found.values()).groupby("method")["difference"].mean()
     order = order.fillna(float("inf")).sort_values(ascending=False)
-    lines = ["| | " + " | ".join(f"`{task}`" for task in found) + " |"]
+    lines = ["| | " + " | ".join(found) + " |"]
     lines.append("| --- |" + " --- |" * len(found))
     for method in order.index:
         cells = []
@@ -45,24 +51,51 @@ def table(found: dict[str, pd.DataFrame]) -> str:
             rows = board[(board["method"] == method) & board["psnr"].notna()]
             cells.append(cell(rows.iloc[0]) if len(rows) else "")
         lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
-    references = [board[board["verdict"] == "reference"].iloc[0] for board in found.values()]
-    published = " | ".join(f"{row['published']:.2f}" for row in references)
+    return lines
+
+
+def references(found: dict[str, pd.DataFrame]) -> list[pd.Series]:
+    """Each board's row of the reference."""
+    return [board[board["verdict"] == "reference"].iloc[0] for board in found.values()]
+
+
+def scope(name: str, row: pd.Series) -> str:
+    """What the numbers of a board hold for, as an item of a list."""
+    images = f"{row['images']:.0f} test images of {row['subjects']:.0f} subjects"
+    runs = f"{row['replicates']:.0f} replicate" + ("s" if row["replicates"] > 1 else "")
+    return f"- {name}: {images}, {runs}; {row['setting']}"
+
+
+def boards() -> str:
+    """The tasks side by side."""
+    found = kept({f"`{task}`": task for task in TASKS})
+    lines, rows = side_by_side(found), references(found)
+    published = " | ".join(f"{row['published']:.2f}" for row in rows)
     lines.insert(2, f"| the reference as published | {published} |")
-    lines.append("")
-    for task, row in zip(found, references, strict=True):
-        scope = f"{row['images']:.0f} test images of {row['subjects']:.0f} subjects"
-        setting = str(row["setting"])
-        lines.append(f"- `{task}`: {scope}, {row['replicates']:.0f} replicates; {setting}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *map(scope, found, rows)])
+
+
+def learning_curve() -> str:
+    """Numbers of training images side by side."""
+    found = kept({f"{count:,} images": f"learning-curve-{count}" for count in TRAINING})
+    return "\n".join([*side_by_side(found), "", *map(scope, found, references(found))])
+
+
+TABLES = {  # file and place to its table
+    ("README.md", "boards"): boards,
+    ("docs/learned.md", "learning curve"): learning_curve,
+}
 
 
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n{table(boards())}\n{END}{after}"
-    README.write_text(new, encoding="utf-8")
-    print("changed" if new != text else "as it was")
+    for (file, place), made in TABLES.items():
+        path = ROOT / file
+        text = path.read_text(encoding="utf-8")
+        begin, end = BEGIN.format(place), END.format(place)
+        before, rest = text.split(begin)
+        new = f"{before}{begin}\n{made()}\n{end}{rest.split(end)[1]}"
+        path.write_text(new, encoding="utf-8")
+        print(f"{file}, {place}: {'changed' if new != text else 'as it was'}")
     return 0
 
 

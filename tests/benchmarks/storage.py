@@ -97,7 +97,7 @@ def counted(owner: Any, name: str, label: str) -> None:
 
 def template(folder: Path) -> tuple[StudyFile, RunRecord]:
     """A study and one of its trials, as they really are."""
-    shorter = {"epochs": REPORTS, "final_epochs": 1, "train_images": 16, "seeds": 1}
+    shorter = {"epochs": REPORTS, "final_epochs": 1, "train_images": 16}
     sets = [part for key, value in shorter.items() for part in ("--set", f"budget.{key}={value}")]
     command = ["study", "--task", "sr", "--methods", ROW, "--trials", "1", "--name", "model"]
     with contextlib.chdir(folder), open(os.devnull, "w") as nowhere:

@@ -50,7 +50,7 @@ def change(folder: Path, **update: object) -> None:
     [
         "one/identity/trial-0000",
         "one/ldipa/trial-0001",
-        "one/ldipa/seed-1",
+        "one/ldipa/seed-0",
         "one/ldipa",
         "mlruns/studies/one/identity",
         "mlruns/studies/one/identity/seed-0/record.json",

@@ -41,10 +41,10 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     assert "\x1b" not in done.out + done.err
     lines = done.err.splitlines()
     assert lines[0].startswith("study 'all': identity, scalar, ldipa, bicubic on cpu")
-    # trials, seeds, published settings, the row: of identity and scalar, ldipa, bicubic
-    assert len(lines) == 1 + (3 + 1 + 1 + 1) * 2 + (3 + 2 + 1 + 1) + (1 + 1 + 1)
+    # trials, winner, published settings, the row: of identity, scalar and ldipa; of bicubic
+    assert len(lines) == 1 + (3 + 1 + 1 + 1) * 3 + (1 + 1 + 1)
     assert "best learned method" in done.out
-    assert len(runs_in(work / "mlflow.db")) == 4 + (3 + 1 + 1) * 2 + (3 + 2 + 1) + (1 + 1)
+    assert len(runs_in(work / "mlflow.db")) == 4 + (3 + 1 + 1) * 3 + (1 + 1)
 
     board = json.loads(call("leaderboard", "--task", "sr", "--format", "json").out)
     assert {row["method"] for row in board} == {"identity", "scalar", "ldipa", "bicubic"}
@@ -68,7 +68,7 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     soon = call("profile", "--task", "sr")
     assert "within 0.1 dB of what identity ends with" in soon.out
     rows = json.loads(call("profile", "--task", "sr", "--format", "json").out)
-    assert {row["method"]: row["runs"] for row in rows}["ldipa"] == 4 * 2  # images, seeds
+    assert {row["method"]: row["runs"] for row in rows}["ldipa"] == 4  # images
     assert "unknown format 'pdf'" in call("profile", "--task", "sr", "--format", "pdf").line
 
     page = call("dashboard", "--task", "sr")
@@ -108,9 +108,9 @@ def test_a_dry_run_leaves_nothing(study, work: Path) -> None:
     assert done.code == 0
     left = {path.name for path in work.iterdir()} - {"__pycache__"}
     assert left == {"den.py"}
-    rows = {line.split()[0]: line.split()[1:3] for line in done.out.splitlines() if line.strip()}
-    assert rows["identity"] == ["7", "1"]
-    assert rows["ldipa"] == ["7", "2"]
+    rows = {line.split()[0]: line.split()[1] for line in done.out.splitlines() if line.strip()}
+    assert rows["identity"] == "7"
+    assert rows["ldipa"] == "7"
     assert "21 trials" in done.out
     assert "nothing was started" in done.out
 

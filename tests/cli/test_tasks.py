@@ -26,7 +26,6 @@ SMALL = {
     "problem.iterations": 3,
     "budget.trials": 1,  # the defaults, the same for all
     "budget.replicates": 1,
-    "budget.seeds": 1,
     "budget.train_images": 8,
     "budget.epochs": 1,
     "budget.final_epochs": 1,

@@ -364,7 +364,7 @@ def test_default_names_tell_studies_apart() -> None:
 
     assert name() == "sr-quick"
     assert name(trials=50) == name(methods="ldipa") == "sr-quick"
-    assert name(sets=["budget.seeds=9"]) == "sr-quick"
+    assert name(sets=["budget.replicates=9"]) == "sr-quick"
     assert name(protocol="published") == "sr-quick-published"
     assert name(seed=3) == "sr-quick-seed3"
     assert name(seed=0) == "sr-quick"

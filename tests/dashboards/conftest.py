@@ -91,7 +91,6 @@ def build(
                     "reason": None,
                     "parameters": numbers_of(name, size),
                     "trials": trials,
-                    "seeds": seeds,
                     "seconds_per_image": 0.0123 * (1 + gain) ** 2,
                     "operator_calls": 2.0 * iterations,
                     "denoiser_calls": float(iterations),
@@ -181,7 +180,6 @@ def build(
             "state": "diverged",
             "reason": rename("all trials left the finite numbers"),
             "trials": 0,
-            "seeds": 0,
             "seconds_per_image": np.nan,
             "params": {},
         }

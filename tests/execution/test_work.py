@@ -14,7 +14,7 @@ from dipa_bench.execution.work import SMALL_BATCHES, TUNING_IMAGES, Work, work_o
 @pytest.mark.parametrize("entry", ["identity", "hessian", "lmmse-identity"])
 def test_what_is_planned_is_what_is_run(entry: str, tmp_path: Path, lab) -> None:
     """Where nothing is given up early: all trials, the test and the published settings."""
-    study = lab.resolved([entry], budget={"trials": 5, "seeds": 2})
+    study = lab.resolved([entry], budget={"trials": 5})
     context = lab.context(study, tmp_path)
     seen = []
     context.task.prior.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
@@ -26,19 +26,19 @@ def test_what_is_planned_is_what_is_run(entry: str, tmp_path: Path, lab) -> None
 
 
 def test_stages_are_counted_apart(tmp_path: Path, lab) -> None:
-    budget = {"settings": 60, "fits": 3, "seeds": 2, "epochs": 2, "final_epochs": 4}
+    budget = {"settings": 60, "fits": 3, "epochs": 2, "final_epochs": 4}
     study = lab.resolved(["ldipa", "identity"], budget={"trials": None} | budget)
     task = lab.context(study, tmp_path).task
     own, train = Entry.of(study, "ldipa"), len(task.images.train)
     validation, test = len(task.images.validation), task.images.test_count
     work = work_of(own, task, study, {"ldipa": 5.0})
-    assert (work.settings, work.fits, work.finals) == (60, 3, 3)
+    assert (work.settings, work.fits, work.finals) == (60, 3, 2)
     assert work.setting == SMALL_BATCHES * min(TUNING_IMAGES, validation)
     assert work.fit == 2 * (5 * train + validation) + validation
     assert work.final == 4 * (5 * train + validation) + 3 * test
-    assert work.total == 60 * work.setting + 3 * work.fit + 3 * work.final
+    assert work.total == 60 * work.setting + 3 * work.fit + 2 * work.final
     again = study.model_copy(update={"replicate": 1})  # published settings are run once
-    assert work_of(own, task, again).finals == 2
+    assert work_of(own, task, again).finals == 1
     timed = study.model_copy(
         update={"budget": study.budget.model_copy(update={"minutes": 2.0, "settings": 60})}
     )

@@ -21,7 +21,6 @@ METHOD = {
     "reason": None,
     "parameters": 0,
     "trials": 20,
-    "seeds": 1,
     "seconds_per_image": 0.5,
     "operator_calls": 20.0,
     "denoiser_calls": 10.0,

@@ -21,7 +21,7 @@ from dipa_bench.tracking.results import TaskResults
 PROMISED = {
     *("task", "study", "method", "title", "psnr", "psnr_low", "psnr_high", "ssim", "ssim_low"),
     *("ssim_high", "difference", "difference_low", "difference_high", "p_value"),
-    *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters", "trials", "seeds"),
+    *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters", "trials"),
     *("fit_seconds", "protocol", "operator", "rule", "learned", "start", "state", "reason"),
 }
 

@@ -24,7 +24,7 @@ from dipa_bench.tracking.records import RunRecord
 
 SOLVE = {"solve.start": "lmmse", "solve.step": 1.5, "solve.strength": 0.05}
 ENDS = {"mu": "high", "degree": "low"}  # of their ranges, where families come to the identity
-SETTINGS = {"settings": 80, "seeds": 1}
+SETTINGS = {"settings": 80}
 
 
 def tuned(lab: Any, root: Path, task: str, *entries: str, seed: int = 0) -> list[RunRecord]:

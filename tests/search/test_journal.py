@@ -188,9 +188,9 @@ def test_a_name_stands_for_one_study(
     assert "give another --name" in str(caught.value)
 
 
-def test_rows_trials_and_seeds_may_be_added(tmp_path: Path, lab: SimpleNamespace) -> None:
+def test_rows_and_trials_may_be_added(tmp_path: Path, lab: SimpleNamespace) -> None:
     lab.context(lab.resolved({"identity": {"set": {"solve.step": 0.5}}}), tmp_path)
-    lab.context(lab.resolved(["hessian"], trials=9, budget={"seeds": 5}), tmp_path)
+    lab.context(lab.resolved(["hessian"], trials=9), tmp_path)
     kept = json.loads((study_folder(tmp_path, "small") / "study.json").read_text())
     assert set(kept["methods"]) == {"identity", "hessian"}
     with pytest.raises(UserError, match=r"set\.solve\.step = 0\.5, not None"):

@@ -160,7 +160,7 @@ def test_a_fit_that_lacks_memory_halves_its_batch_and_the_next_begins_there(
 
     register("hungry", fit, stochastic=True)
     root = lab.kept(tmp_path, {"hungry": {}, "identity": {}}, {"trials": 2, "batch_size": 8})
-    assert sizes == [8, 4, 2, 2, 2, 2]  # two trials, two seeds
+    assert sizes == [8, 4, 2, 2, 2]  # two trials, the winner
     first, second = trials(root, "hungry", "kept")
     assert {first.notes["batch_size"], first.notes["used"], second.notes["used"]} == {2}
     assert str(error) in first.notes["memory"]
@@ -208,7 +208,7 @@ def test_measuring_in_smaller_batches_gives_the_same(
     register("wide", fit, stochastic=stochastic)
     register("plain", stochastic=stochastic)
     entries = ["wide", "plain"]
-    study = lab.resolved(entries, budget={"trials": 2, "batch_size": batch_size, "seeds": 1})
+    study = lab.resolved(entries, budget={"trials": 2, "batch_size": batch_size})
     for name in entries:
         assert lab.search(study, tmp_path, name).state == "finished"
     ours, theirs = trials(tmp_path, "wide"), trials(tmp_path, "plain")
@@ -325,11 +325,11 @@ def test_of_a_batch_only_the_setting_that_kills_fails(tmp_path: Path, lab, by_wo
 
 
 @pytest.mark.parametrize("times", [1, method_search.LOSSES])
-def test_a_seed_that_kills_its_worker(times: int, tmp_path: Path, lab, by_workers) -> None:
+def test_a_winner_that_kills_its_worker(times: int, tmp_path: Path, lab, by_workers) -> None:
     losses = []
 
     def dies(job: Job) -> bool:
-        if job.kind == "seed" and job.records[0].number == 1 and len(losses) < times:
+        if job.kind == "seed" and len(losses) < times:
             losses.append(job)
             return True
         return False
@@ -337,10 +337,9 @@ def test_a_seed_that_kills_its_worker(times: int, tmp_path: Path, lab, by_worker
     (done,) = by_workers(lab.resolved(["ldipa"], trials=1), tmp_path, dies=dies).done
     if times == 1:
         assert done.state == "finished"
-        assert done.metrics["search/seeds"] == 2
     else:
         assert done.state == "failed"
-        assert f"seed 1 of the winner failed: its worker died {times} times" in done.reason
+        assert f"the winner failed: its worker died {times} times" in done.reason
 
 
 # ---------------------------------------------------------------------------- minutes
@@ -630,7 +629,7 @@ def test_a_race_whose_journal_was_lost_goes_on_as_one_that_was_not(tmp_path: Pat
 
 @pytest.mark.parametrize("pruner", ["median", "halving", "hyperband", "none"])
 def test_pruners_give_fits_up_between_epochs(pruner: str, tmp_path: Path, lab) -> None:
-    budget = {"epochs": 3, "rungs": 3, "seeds": 1, "train_images": 3}
+    budget = {"epochs": 3, "rungs": 3, "train_images": 3}
     study = lab.resolved(
         ["ldipa"], trials=9, budget=budget, raw={"search": {"pruner": pruner, "sampler": "random"}}
     )

@@ -23,7 +23,7 @@ from dipa_bench.tracking.records import RunRecord
 
 IMAGES = 12
 STAGES = ("settings", "fit", "tuned")
-BUDGET = {"settings": 48, "fits": 2, "seeds": 1, "epochs": 1, "final_epochs": 1}
+BUDGET = {"settings": 48, "fits": 2, "epochs": 1, "final_epochs": 1}
 
 
 def resolved(lab: Any, entry: str, **budget: int) -> StudyFile:

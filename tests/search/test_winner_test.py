@@ -28,7 +28,7 @@ def test_published_settings_are_fitted_and_tested_once(tmp_path: Path, lab, regi
         return context.reconstructor(task, values.solve, Identity())
 
     register("known", fit, published=published)
-    budget = {"seeds": 1, "epochs": 2, "final_epochs": 5}
+    budget = {"epochs": 2, "final_epochs": 5}
     study = lab.resolved(["known"], budget=budget)
     heard = lab.Heard()
     done = lab.search(study, tmp_path, "known", heard)
@@ -57,7 +57,7 @@ def test_only_the_first_replicate_has_them_and_only_what_was_published(
 ) -> None:
     register("known", published=published)
     register("unknown")
-    study = lab.resolved(["known", "unknown"], budget={"seeds": 1})
+    study = lab.resolved(["known", "unknown"])
     later = study.model_copy(update={"replicate": 1, "name": "small-replicate1"})
     for one, name, has in (
         (study, "known", True),
@@ -78,14 +78,14 @@ def test_published_settings_that_diverge_are_told_and_cost_nothing_else(
         return context.reconstructor(task, values.solve, Identity())
 
     register("known", fit, published=published)
-    budget = {"seeds": 1, "epochs": 2, "final_epochs": 5, "trials": 1}
+    budget = {"epochs": 2, "final_epochs": 5, "trials": 1}
     done = lab.search(lab.resolved(["known"], budget=budget), tmp_path, "known")
     assert done.state == "finished" and "published/psnr" not in done.metrics
     assert done.notes["published"] == "diverged: PSNR is NaN"
 
 
 def test_its_record_repeats_it(tmp_path: Path, lab) -> None:
-    root = lab.kept(tmp_path, {"identity": {}}, {"trials": 1, "seeds": 1})
+    root = lab.kept(tmp_path, {"identity": {}}, {"trials": 1})
     place = root / "studies" / "kept" / "identity" / "published"
     record = records.read(place)
     assert find(name_of(record), root) == place

@@ -56,7 +56,6 @@ def options(images: Path) -> list[str]:
         "problem.size": 16,
         "problem.iterations": 3,
         "budget.train_images": 8,
-        "budget.seeds": 2,
         "budget.epochs": 1,
         "budget.final_epochs": 1,
         "search.batch": 1,

@@ -123,7 +123,6 @@ def method_record(study: str, method: str, index: int = 0) -> RunRecord:
             "search/late_gain": 0.125,
             "val/psnr": 28.25,
             "search/trials": 2.0,
-            "search/seeds": 2.0,
             "test/psnr": 27.5 + index,
         },
         series={"loss": [(i, 1.0 / (i + 1)) for i in range(250)]},

@@ -64,7 +64,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Method]:
 def resolved(methods: dict[str, Any] | list[str], name: str = "small", **values: Any) -> StudyFile:
     """A study of `sr` with a small budget."""
     entries = methods if isinstance(methods, dict) else {method: {} for method in methods}
-    budget = {"trials": 3, "seeds": 2, "epochs": 1, "final_epochs": 1, "batch_size": 3}
+    budget = {"trials": 3, "epochs": 1, "final_epochs": 1, "batch_size": 3}
     raw = {"task": "sr", "methods": entries, "budget": budget | values.pop("budget", {})}
     given = values.pop("raw", {})
     # one trial after the other, and every one whole unless a test says how it is to search

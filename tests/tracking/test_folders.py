@@ -66,7 +66,6 @@ def test_trials_of_a_search_that_has_not_ended_are_counted(
     alter(root / "studies" / "small", state="running", metrics={})
     methods = folder_results(root, hand.task, scores_only=True).methods.set_index("method")
     assert methods["trials"].to_dict() == {"dipa": hand.states.count("finished"), "none": 0}
-    assert methods["seeds"].to_dict() == {"dipa": 2, "none": 0}
 
 
 def test_what_a_folder_does_not_have_is_asked_of_a_store(root: Path, hand: SimpleNamespace) -> None:

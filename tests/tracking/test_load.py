@@ -65,7 +65,6 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
         "reason": None,
         "parameters": 64,
         "trials": 2,
-        "seeds": 2,
         "seconds_per_image": 0.125,
         "operator_calls": 40.0,
         "denoiser_calls": 20.0,

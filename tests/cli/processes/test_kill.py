@@ -85,7 +85,7 @@ def test_a_killed_study_ends_like_one_that_never_was(
 
 AT_ONCE = "from dipa_bench.learning import checkpoint; checkpoint.PAUSE = 0.0"
 FITS = (
-    *("--methods", "ndipa/cnn", "--trials", "1", "--name", "killed", "--set", "budget.seeds=1"),
+    *("--methods", "ndipa/cnn", "--trials", "1", "--name", "killed"),
     *("--set", "budget.epochs=8", "--set", "budget.final_epochs=8", "--set", "operator.width=8"),
 )
 
