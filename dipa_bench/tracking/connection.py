@@ -61,6 +61,16 @@ def connect(uri: str) -> MlflowClient:
         return client
 
 
+def reader(uri: str) -> MlflowClient | None:
+    """A client for reading the store at `uri`; None for a database that is not there, nor made.
+
+    Raises:
+        StoreUnavailable: nothing answers there, within about ten seconds.
+    """
+    path = sqlite_path(uri)
+    return None if path is not None and not path.exists() else connect(uri)
+
+
 @contextlib.contextmanager
 def guarded(uri: str, patience: dict[str, str] | None = None) -> Iterator[None]:
     """Calls to MLflow: with little patience, quietly, and failing as `StoreUnavailable` only.

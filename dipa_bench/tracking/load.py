@@ -20,8 +20,8 @@ from urllib.request import url2pathname
 from dipa_bench import names
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import records, settings_table
-from dipa_bench.tracking.connection import connect, guarded
-from dipa_bench.tracking.location import redacted, sqlite_path
+from dipa_bench.tracking.connection import guarded, reader
+from dipa_bench.tracking.location import redacted
 from dipa_bench.tracking.mlflow_format import decode, experiment_name
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
 from dipa_bench.tracking.results import TaskResults
@@ -64,7 +64,8 @@ def load_results(
         UserError: no runs of that task, or an unknown study or protocol.
         StoreUnavailable: nothing answers at `uri`.
     """
-    client = _reader(uri, task)
+    if (client := reader(uri)) is None:
+        raise _nothing(uri, task)
     with guarded(uri):
         runs = _runs(client, uri, task)
     methods = [run for run in runs if _tag(run, "kind") == "method"]
@@ -105,9 +106,8 @@ def find_run(uri: str, run_id: str) -> RunRecord:
         f"no run {run_id!r} in {redacted(uri)}: copy the id from MLflow, or name another store "
         "with --tracking-uri"
     )
-    if (path := sqlite_path(uri)) is not None and not path.exists():
+    if (client := reader(uri)) is None:
         raise missing
-    client = connect(uri)
     with guarded(uri):
         try:
             run = client.get_run(run_id)
@@ -170,13 +170,6 @@ def _settings(
 
 
 # ---------------------------------------------------------------------------- runs
-
-
-def _reader(uri: str, task: str) -> MlflowClient:
-    """A client for reading: a database that does not exist is not made."""
-    if (path := sqlite_path(uri)) is not None and not path.exists():
-        raise _nothing(uri, task)
-    return connect(uri)
 
 
 def _nothing(uri: str, task: str) -> UserError:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dipa_bench.errors import UserError, brief
-from dipa_bench.tracking.connection import connect, guarded
-from dipa_bench.tracking.location import redacted, sqlite_path
+from dipa_bench.tracking.connection import guarded, reader
+from dipa_bench.tracking.location import redacted
 from dipa_bench.tracking.records import RunRecord
 
 if TYPE_CHECKING:
@@ -115,9 +115,8 @@ def find_model(uri: str, model: str) -> str:
         f"no registered model {model!r} in {redacted(uri)}: see its page Models (`dipa-bench ui`), "
         "or name another store with --tracking-uri"
     )
-    if (path := sqlite_path(uri)) is not None and not path.exists():
+    if (client := reader(uri)) is None:
         raise missing
-    client = connect(uri)
     with guarded(uri):
         try:
             if alias:
