@@ -341,7 +341,10 @@ def list_registered(
 @app.command()
 def rerun(
     run: Annotated[
-        str, typer.Argument(help="MLflow run id, run folder, or study/method[/trial-0003].")
+        str,
+        typer.Argument(
+            help="MLflow run id or model (models:/NAME), run folder, or study/method[/trial-0003]."
+        ),
     ],
     device: DeviceOption = "auto",
     tracking_uri: UriOption = None,

@@ -31,7 +31,7 @@ from dipa_bench.tracking.connection import StoreUnavailable
 from dipa_bench.tracking.load import find_run
 from dipa_bench.tracking.location import resolve_uri
 from dipa_bench.tracking.records import RunRecord
-from dipa_bench.tracking.registry import SCHEME, find_model
+from dipa_bench.tracking.registry import SCHEME
 
 UNPRECONDITIONED = Method(
     name="identity",
@@ -163,16 +163,14 @@ def locate(run: str, root: Path, tracking_uri: str | None = None) -> Path:
     """
     if (place := rerun.find(run, root)) is not None:
         return place
-    model = run.startswith(SCHEME)
-    if "/" in run and not model:
+    if "/" in run and not run.startswith(SCHEME):
         known = sorted(
             f"{place.parent.name}/{records.read(place).method}"
             for place in records.method_folders(root)
         )
         raise unknown(f"run (below {records.studies_root(root)})", run, known)
     try:
-        uri = resolve_uri(tracking_uri, Path.cwd())
-        record = find_run(uri, find_model(uri, run) if model else run)
+        record = find_run(resolve_uri(tracking_uri, Path.cwd()), run)
     except StoreUnavailable as error:
         raise UserError(str(error)) from None
     name = rerun.name_of(record)

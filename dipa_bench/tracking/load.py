@@ -24,6 +24,7 @@ from dipa_bench.tracking.connection import guarded, reader
 from dipa_bench.tracking.location import redacted
 from dipa_bench.tracking.mlflow_format import decode, experiment_name
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
+from dipa_bench.tracking.registry import SCHEME, find_model
 from dipa_bench.tracking.results import TaskResults
 from dipa_bench.tracking.tables import (
     ARTIFACTS,
@@ -94,7 +95,7 @@ def find_run(uri: str, run_id: str) -> RunRecord:
 
     Args:
         uri: a resolved tracking address.
-        run_id: the run's id in MLflow.
+        run_id: the run's id in MLflow, or a registered model (`find_model`).
 
     Raises:
         UserError: there is no such run, or it has no record.
@@ -102,6 +103,8 @@ def find_run(uri: str, run_id: str) -> RunRecord:
     """
     from mlflow.exceptions import MlflowException
 
+    if run_id.startswith(SCHEME):
+        run_id = find_model(uri, run_id)
     missing = UserError(
         f"no run {run_id!r} in {redacted(uri)}: copy the id from MLflow, or name another store "
         "with --tracking-uri"

@@ -65,12 +65,13 @@ def test_a_run_agrees_exactly(run: str, there: Path, call) -> None:
     assert {path: path.stat().st_mtime_ns for path in (there / "mlruns").rglob("*")} == before
 
 
-def test_by_mlflow_run_id(there: Path, call) -> None:
+def test_by_mlflow_run_id_or_model(there: Path, call) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{there / 'mlflow.db'}")
     experiment = client.get_experiment_by_name(experiment_name("sr"))
     wanted = "tags.`dipa.method` = 'identity' and tags.`dipa.kind` = 'method'"
     (run,) = client.search_runs([experiment.experiment_id], wanted)
-    assert call("rerun", run.info.run_id).out.splitlines()[-1] == "agrees exactly"
+    for name in (run.info.run_id, "models:/one.identity"):
+        assert call("rerun", name).out.splitlines()[-1] == "agrees exactly"
     assert "no run 'abc123'" in call("rerun", "abc123").line
     assert "no run 'one/nothing'" in call("rerun", "one/nothing").line
 
