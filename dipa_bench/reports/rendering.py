@@ -6,7 +6,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dipa_bench.reports.across import Pair
     from dipa_bench.reports.grid import Grid
 
+WIDTH = 100  # columns of a table, more where they are not enough
+LEAST = 13  # columns of a method's name
 EXTREMES = 5  # images shown of a pair, on either side
 CAPTION = (
     "± is half the width of the 95% interval over test subjects, searches and fits; p is corrected "
@@ -110,18 +112,31 @@ def _table(board: pd.DataFrame, columns: dict[str, Column]) -> str:
     for heading, rows, notes in _studies(board):
         table = Table(title=Text(heading), title_justify="left", box=None, padding=(0, 1, 0, 0))
         texts = shown(rows, columns)
+        console.width = max(WIDTH, _narrowest(texts, columns))
         for name, (key, column) in zip(texts.columns, columns.items(), strict=True):
             side = "left" if column.words else "right"
             table.add_column(Text(name), justify=side, no_wrap=key != "method", overflow="fold")
         for cells in texts.itertuples(index=False, name=None):
             table.add_row(*map(Text, cells))
         console.print(table)
+        console.width = WIDTH
         for line in [CAPTION, *notes]:
             console.print(Text(line))
         console.print()
     if board.empty:
         console.print("the leaderboard is empty")
     return console.file.getvalue().rstrip() + "\n"
+
+
+def _narrowest(texts: pd.DataFrame, columns: Mapping[str, Column]) -> int:
+    """The width at which no column is cut; names of methods may be folded."""
+    from rich.cells import cell_len
+
+    widths = [
+        LEAST if key == "method" else max(map(cell_len, [name, *texts.iloc[:, place]]))
+        for place, (key, name) in enumerate(zip(columns, texts.columns, strict=True))
+    ]
+    return sum(widths) + len(widths)
 
 
 def render_grid(grid: Grid, study: str) -> str:
@@ -203,10 +218,10 @@ def render_pair(pair: Pair) -> str:
 
 
 def text_console() -> Console:
-    """Prints into a string of 100 columns."""
+    """Prints into a string of `WIDTH` columns."""
     from rich.console import Console
 
-    return Console(width=100, file=io.StringIO(), color_system=None, legacy_windows=False)
+    return Console(width=WIDTH, file=io.StringIO(), color_system=None, legacy_windows=False)
 
 
 def _markdown(board: pd.DataFrame, columns: dict[str, Column]) -> str:

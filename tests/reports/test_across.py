@@ -78,6 +78,18 @@ def test_columns_are_those_asked_for(hostile: TaskResults) -> None:
             render(board, format, ["psnrs"])
 
 
+def test_many_columns_make_a_wide_table(hostile: TaskResults) -> None:
+    """No heading is cut, every row keeps its name, and the text below its width."""
+    names = ["method", *(f"psnr_{end}" for end in ("low", "high", "replicate_std")), "task", "rule"]
+    names += ["ssim", "ssim_difference", "nmse", "nmse_difference", "null_error_difference"]
+    lines = render(leaderboard(hostile), "table", names).splitlines()
+    wide = [line for line in lines if len(line.rstrip()) > 100]
+    heading = wide[0].split()
+    assert heading[0] == "method" and heading[-4:] == ["null", "error", "vs", "identity"]
+    assert {line.split()[0] for line in wide[1:]} >= {"identity", "tie"}
+    assert len(wide) < len(lines)
+
+
 def test_rows_are_sorted_by_a_column(hostile: TaskResults) -> None:
     board = leaderboard(hostile)
     assert sorted_by(board, "-parameters")["method"].iloc[0] == "tie"
