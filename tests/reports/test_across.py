@@ -86,7 +86,7 @@ def test_many_columns_make_a_wide_table(hostile: TaskResults) -> None:
     wide = [line for line in lines if len(line.rstrip()) > 100]
     heading = wide[0].split()
     assert heading[0] == "method" and heading[-4:] == ["null", "error", "vs", "identity"]
-    assert {line.split()[0] for line in wide[1:]} >= {"identity", "tie"}
+    assert {line.split()[0] for line in lines if line.strip()} >= {"identity", "tie"}
     assert len(wide) < len(lines)
 
 
