@@ -68,8 +68,12 @@ def _values(path: Path) -> np.ndarray:
 
 def _read(path: Path, pixels: bool):
     """The data set, and its pixels if wanted."""
-    import pydicom
-
+    try:
+        import pydicom
+    except ImportError:
+        raise UserError(
+            f"image {path} is a DICOM file: `pip install 'dipa-bench[dicom]'` reads them"
+        ) from None
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # odd header values
             found = pydicom.dcmread(path, stop_before_pixels=not pixels)

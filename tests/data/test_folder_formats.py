@@ -1,5 +1,7 @@
 """Arrays, NIfTI volumes and DICOM series in a folder of one's own."""
 
+import sys
+
 import nibabel
 import numpy as np
 import pydicom
@@ -279,6 +281,13 @@ def test_a_real_scanner_file(tmp_path):
     expected = (expected - expected.min()) / np.ptp(expected)
     pixels = found(load(f"folder:{tmp_path}", 128))["0.dcm"][0]
     np.testing.assert_allclose(pixels, expected, atol=1e-6)
+
+
+def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
+    dicom(tmp_path / "0.dcm", RNG.integers(0, 9, (8, 8)), series="1.0")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(UserError, match=r"pip install 'dipa-bench\[dicom\]'"):
+        load(f"folder:{tmp_path}", 8)
 
 
 @pytest.mark.parametrize("kind", ["text", "colour", "headless"])
