@@ -40,8 +40,8 @@ class Command:
         own_group: bool = False,
         prepare: str = "",
     ) -> None:
+        preload()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*processes.PRELOAD, "dipa_bench.cli.main", "mlflow"])
         variables = {**os.environ, **(environment or {})}
         output = os.devnull if log is None else str(log)
         self._process = context.Process(
@@ -69,6 +69,12 @@ class Command:
         """Sends a signal, if it lives."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+
+def preload(*more: str) -> None:
+    """What the fork server of the tests imports, if it does not run yet; `more` beside it."""
+    names = [*processes.PRELOAD, "dipa_bench.cli.main", "mlflow", *more]
+    multiprocessing.set_forkserver_preload(names)
 
 
 def _run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import threading
@@ -12,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from dipa_bench.execution import processes
+from commands import preload
 
 dask = pytest.importorskip("dask", reason="Dask is an extra: dipa-bench[cluster]")
 distributed = pytest.importorskip("distributed", reason="Dask is an extra: dipa-bench[cluster]")
@@ -41,14 +39,13 @@ three = 3
 def cluster(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """Two workers that start in the working folder, with a slow prior."""
     monkeypatch.setenv("DEN_SLEEP", "0.02")
-    multiprocessing.set_forkserver_preload([*processes.PRELOAD, "distributed"])
-    with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
-        distributed.LocalCluster(
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        distributed.utils.get_mp_context()  # at first it has another list of what to import
+        preload("distributed")
+        with distributed.LocalCluster(
             n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50
-        ) as running,
-    ):
-        yield running
+        ) as running:
+            yield running
 
 
 def ended(place: Path) -> dict[str, list[dict]]:
