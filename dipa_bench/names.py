@@ -11,7 +11,7 @@ LINEARISATION = "linearisation.safetensors"
 OPERATOR = "operator.safetensors"
 SETTINGS = "settings.json"
 SHOWN = (PICTURES, MATRIX, LINEARISATION)
-"""Of a method's first seed; they stand for the method."""
+"""Of a winner's test; they lie in the method's folder."""
 
 QUALITY = (
     *("ssim", "lpips", "nmse", "range_error", "null_error"),

@@ -19,7 +19,7 @@ from dipa_bench.errors import UserError, brief
 from dipa_bench.execution.context import StudyContext
 from dipa_bench.metrics import psnr, ssim
 from dipa_bench.runs import restore
-from dipa_bench.runs.reconstruction import as_measurement, estimate
+from dipa_bench.runs.reconstruction import as_measurements, estimate
 from dipa_bench.runs.restore import LearnedRun
 from dipa_bench.tasks.base import Task
 
@@ -130,7 +130,7 @@ def read_measurement(path: Path, task: Task) -> Tensor:
     """A measurement as a batch of one.
 
     Args:
-        path: a `.npy` file: an array as `as_measurement` takes it.
+        path: a `.npy` file: an array as `as_measurements` takes it.
         task: whose student measured.
 
     Raises:
@@ -143,7 +143,7 @@ def read_measurement(path: Path, task: Task) -> Tensor:
             f"measurement {path} cannot be read as .npy ({brief(error, kind=False)}): save it with "
             "numpy.save"
         ) from None
-    return as_measurement(values, task, str(path))
+    return as_measurements({str(path): values}, task, "; another image size is --size")
 
 
 @torch.no_grad()

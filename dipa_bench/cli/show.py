@@ -51,7 +51,7 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
     from dipa_bench.reports.rendering import render, render_frame
 
     format = _layout(format)
-    shown_alone = format == "table" and not (wanted.columns or wanted.sort)
+    ranked = format != "table" or bool(wanted.columns or wanted.sort)  # may show the rank test
     boards, found = [], []
     for task in wanted.task.split(","):
         results = stored_results(
@@ -65,7 +65,7 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
             results,
             reference=wanted.reference,
             margin=wanted.margin,
-            rank_test=not shown_alone,  # no column of the table itself
+            rank_test=ranked,
         )
         boards.append(board if wanted.sort is None else sorted_by(board, wanted.sort))
         found.append(results)

@@ -88,7 +88,7 @@ class BudgetSpec(Strict):
             return values
         found = without_trials(values)
         if found.pop("seeds", 1) != 1:
-            raise ValueError("budget.seeds is no more: budget.replicates repeats fit and search")
+            raise ValueError("budget.seeds is gone: budget.replicates repeats search and fit")
         return found
 
 

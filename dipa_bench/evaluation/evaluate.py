@@ -193,9 +193,8 @@ def _quality(task: Task, estimates: Tensor, truth: Tensor, batch: int) -> dict[s
         pairs = zip(estimates.split(batch), truth.split(batch), strict=True)
         parts = [error_by_range(*pair, onto_range) for pair in pairs]
         found["range_error"], found["null_error"] = map(torch.cat, zip(*parts, strict=True))
-    parts = [lpips(*pair) for pair in zip(estimates.split(batch), truth.split(batch), strict=True)]
-    if parts[0] is not None:
-        found["lpips"] = torch.cat(parts)
+    if (distance := lpips(estimates, truth)) is not None:
+        found["lpips"] = distance
     return {name: values.cpu() for name, values in found.items()}
 
 

@@ -11,7 +11,7 @@ import torch
 
 from dipa_bench.data.signals import is_complex
 from dipa_bench.runs import restore
-from dipa_bench.runs.reconstruction import as_measurement, estimate
+from dipa_bench.runs.reconstruction import as_measurements, estimate
 from dipa_bench.runs.restore import LearnedRun
 
 
@@ -38,11 +38,8 @@ class ReconstructionModel:
             UserError: of another shape, or not finite.
         """
         context = self.run.context
-        batch = [
-            as_measurement(values, context.task, str(number))
-            for number, values in enumerate(np.asarray(measurements))
-        ]
-        images = estimate(self.run, context, torch.cat(batch)).cpu()
+        named = {str(number): values for number, values in enumerate(np.asarray(measurements))}
+        images = estimate(self.run, context, as_measurements(named, context.task)).cpu()
         if is_complex(images):
             images = torch.view_as_complex(images.movedim(1, -1).contiguous())
         return images.numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,20 +15,25 @@ from dipa_bench.runs.restore import LearnedRun
 from dipa_bench.tasks.base import Task
 
 
-def as_measurement(values: np.ndarray, task: Task, name: str) -> Tensor:
-    """One measurement as a batch of one.
+def as_measurements(named: Mapping[str, np.ndarray], task: Task, cure: str = "") -> Tensor:
+    """Measurements as a batch.
 
     Args:
-        values: of the measurement's shape without the batch, without leading axes of length 1 if
-            one likes; complex where the first axis is real and imaginary part.
+        named: what messages call each, and its values: of the measurement's shape without the
+            batch, without leading axes of length 1 if one likes; complex where the first axis is
+            real and imaginary part.
         task: whose student measured.
-        name: what messages call it.
+        cure: what to do about another shape, for the message.
 
     Raises:
-        UserError: of another shape or kind, or not finite.
+        UserError: one of another shape or kind, or not finite.
     """
     with torch.no_grad():
         like = task.student.A(task.pixels(task.images.train.first(1))[:1])
+    return torch.cat([_as_one(values, like, task, name, cure) for name, values in named.items()])
+
+
+def _as_one(values: np.ndarray, like: Tensor, task: Task, name: str, cure: str) -> Tensor:
     wanted = tuple(like.shape[1:])
     parts = wanted[:1] == (COMPLEX,) and task.shape[0] == COMPLEX and not like.is_complex()
     if parts and np.iscomplexobj(values):
@@ -37,7 +44,7 @@ def as_measurement(values: np.ndarray, task: Task, name: str) -> Tensor:
         also = f", or complex {wanted[1:]}" if parts else ""
         raise UserError(
             f"measurement {name} is {values.dtype} of shape {values.shape}: this operator measures "
-            f"{wanted}{also}; another image size is --size"
+            f"{wanted}{also}{cure}"
         )
     if not np.isfinite(values).all():
         raise UserError(f"measurement {name} has values that are not finite: mend it")

@@ -32,6 +32,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -134,7 +135,6 @@ class SettingsTuner:
         self._regions: dict[tuple, list[Proposal]] = {}
         self._places: dict[tuple, _Place] = {}
         self._admitted: dict[tuple, bool] = {}
-        self._screening: list[Params] = []
         width = len(self._numbers(dict.fromkeys(self._space)))
         self._budget, self._shortest = budget, 2 * width + 1
         self._plan = _Plan.of(budget, len(self._points), len(self._branches), width)
@@ -192,7 +192,6 @@ class SettingsTuner:
         """
         plan, few = self._plan, self._screened
         book.need([Proposal(self._points[0], self._images, races=False)])  # the untuned ones
-        self._screening = self._screening or self._screening_points()
         book.need([Proposal(point, few, races=True) for point in self._screening])
         self._follow(book, book.best(few), plan.first, few)
         found = self._on_all(book, book.best(few))
@@ -273,7 +272,8 @@ class SettingsTuner:
         final = 1 if self._refined == self._images else self._plan.all_images
         return self._budget - book.runs - final
 
-    def _screening_points(self) -> list[Params]:
+    @cached_property
+    def _screening(self) -> list[Params]:
         """The points, the first one's numbers in every branch, and further ones likewise."""
         found = list(self._points)
         for turn in range(self._plan.rounds):

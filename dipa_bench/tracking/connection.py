@@ -9,9 +9,9 @@ import socket
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 from dipa_bench.errors import UserError
@@ -21,6 +21,7 @@ from dipa_bench.tracking.location import family, redacted, sqlite_path, sqlite_u
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+Answer = TypeVar("Answer")
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _QUIET = ("mlflow", "alembic", "urllib3.connectionpool")
 _PROBE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
@@ -69,6 +70,30 @@ def reader(uri: str) -> MlflowClient | None:
     """
     path = sqlite_path(uri)
     return None if path is not None and not path.exists() else connect(uri)
+
+
+def asked(uri: str, question: Callable[[MlflowClient], Answer], missing: UserError) -> Answer:
+    """What a store answers to a question about one of its things.
+
+    Args:
+        uri: a resolved address.
+        question: asks a client of the store.
+        missing: raised where there is no store, or no such thing in it.
+
+    Raises:
+        StoreUnavailable: nothing answers there, within about ten seconds.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if (client := reader(uri)) is None:
+        raise missing
+    with guarded(uri):
+        try:
+            return question(client)
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise missing from None
+            raise
 
 
 @contextlib.contextmanager

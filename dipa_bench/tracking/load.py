@@ -20,7 +20,7 @@ from urllib.request import url2pathname
 from dipa_bench import names
 from dipa_bench.errors import UserError
 from dipa_bench.tracking import records, settings_table
-from dipa_bench.tracking.connection import guarded, reader
+from dipa_bench.tracking.connection import asked, guarded, reader
 from dipa_bench.tracking.location import redacted
 from dipa_bench.tracking.mlflow_format import decode, experiment_name
 from dipa_bench.tracking.records import RECORD, RunRecord, Scalar
@@ -101,23 +101,13 @@ def find_run(uri: str, run_id: str) -> RunRecord:
         UserError: there is no such run, or it has no record.
         StoreUnavailable: nothing answers at `uri`.
     """
-    from mlflow.exceptions import MlflowException
-
     if run_id.startswith(SCHEME):
         run_id = find_model(uri, run_id)
     missing = UserError(
         f"no run {run_id!r} in {redacted(uri)}: copy the id from MLflow, or name another store "
         "with --tracking-uri"
     )
-    if (client := reader(uri)) is None:
-        raise missing
-    with guarded(uri):
-        try:
-            run = client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-                raise missing from None
-            raise
+    client, run = asked(uri, lambda client: (client, client.get_run(run_id)), missing)
     return _record(client, run)
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dipa_bench.errors import UserError, brief
-from dipa_bench.tracking.connection import guarded, reader
+from dipa_bench.files import write_whole
+from dipa_bench.tracking.connection import asked
 from dipa_bench.tracking.location import redacted
 from dipa_bench.tracking.records import RunRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "MLmodel"
@@ -49,38 +51,33 @@ def write_model(folder: Path, record: RunRecord) -> None:
     text = Model(utc_time_created=created, model_uuid=None, flavors=flavors).to_yaml()
     path = folder / MODEL
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, lambda name: name.write_text(text, encoding="utf-8"))
 
 
-def register(client: MlflowClient, run_id: str, source: str, record: RunRecord) -> None:
+def register(client: MlflowClient, run: Run, record: RunRecord) -> None:
     """Makes a winner's run a version of the model of its name, once.
 
     A store whose registry refuses keeps the run nevertheless; a warning says why.
 
     Args:
         client: of the store.
-        run_id: of the winner's run there.
-        source: where its files lie.
+        run: the winner's there.
         record: what was sent.
     """
     from mlflow.exceptions import MlflowException
 
-    name = model_name(record)
+    name, run_id = model_name(record), run.info.run_id
     try:
-        if _versions(client, f"run_id = '{run_id}'"):
+        if client.search_model_versions(f"run_id = '{run_id}'", max_results=1):
             return
         try:
             client.create_registered_model(name, description=_description(record, name))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        client.create_model_version(name, source, run_id, await_creation_for=0)
+        client.create_model_version(name, run.info.artifact_uri, run_id, await_creation_for=0)
     except MlflowException as error:
         log.warning("%s is not in the model registry: %s", name, brief(error))
-
-
-def _versions(client: MlflowClient, filtered: str) -> list[ModelVersion]:
-    return list(client.search_model_versions(filtered, max_results=1))
 
 
 def _description(record: RunRecord, name: str) -> str:
@@ -107,25 +104,19 @@ def find_model(uri: str, model: str) -> str:
         UserError: there is no such model or version.
         StoreUnavailable: nothing answers at `uri`.
     """
-    from mlflow.exceptions import MlflowException
-
     name, _, version = model.removeprefix(SCHEME).partition("/")
     name, _, alias = name.partition("@")
     missing = UserError(
         f"no registered model {model!r} in {redacted(uri)}: see its page Models (`dipa-bench ui`), "
         "or name another store with --tracking-uri"
     )
-    if (client := reader(uri)) is None:
-        raise missing
-    with guarded(uri):
-        try:
-            if alias:
-                return client.get_model_version_by_alias(name, alias).run_id
-            if version in ("", "latest"):
-                numbers = [int(v.version) for v in client.search_model_versions(f"name = '{name}'")]
-                version = str(max(numbers, default=0))
-            return client.get_model_version(name, version).run_id
-        except MlflowException as error:
-            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-                raise missing from None
-            raise
+
+    def chosen(client: MlflowClient) -> ModelVersion:
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        if version not in ("", "latest"):
+            return client.get_model_version(name, version)
+        numbers = [int(one.version) for one in client.search_model_versions(f"name = '{name}'")]
+        return client.get_model_version(name, str(max(numbers, default=0)))
+
+    return asked(uri, chosen, missing).run_id

@@ -135,20 +135,18 @@ class Store:
         tags = tags_of(record, sync_state.identity(folder, record), parent, won)
         if names.SETTINGS in now["files"]:
             tags |= settings_table.TAG
-        run = None if unknown else self._known(before, experiment, tags["dipa.key"])
-        if run is None:
-            run_id = self._create(experiment, record, tags)
-        else:
-            run_id = run.info.run_id
-            self._update(run, record, tags)
+        known = None if unknown else self._known(before, experiment, tags["dipa.key"])
+        if known is not None:
+            self._update(known, record, tags)
+        run = known or self._create(experiment, record, tags)
+        run_id = run.info.run_id
         for name in now["files"]:
             self._client.log_artifact(run_id, str(folder / name))
         self._close(run_id, record)
         if winner:
-            place = self._client.get_run(run_id).info.artifact_uri
-            registry.register(self._client, run_id, place, record)
+            registry.register(self._client, run, record)
         sync_state.write_note(folder, {**now, "run_id": run_id})
-        return run_id, True, run is None
+        return run_id, True, known is None
 
     def _experiment(self, task: str) -> str:
         """The id of the task's experiment, which is made if there is none."""
@@ -186,7 +184,7 @@ class Store:
         found = self._client.search_runs([experiment], f"tags.`dipa.key` = '{key}'", max_results=1)
         return found[0] if found else None
 
-    def _create(self, experiment: str, record: RunRecord, tags: dict[str, str]) -> str:
+    def _create(self, experiment: str, record: RunRecord, tags: dict[str, str]) -> Run:
         first = dict(list(tags.items())[:MAX_TAGS])
         run = self._client.create_run(
             experiment,
@@ -198,7 +196,7 @@ class Store:
         late = {name: value for name, value in tags.items() if name not in first}
         metrics = points_of(record, stamp) + figures_of(record, stamp)
         self._log(run.info.run_id, metrics, params_of(record), late)
-        return run.info.run_id
+        return run
 
     def _update(self, run: Run, record: RunRecord, tags: dict[str, str]) -> None:
         """Brings a run up to date: params cannot change, metrics only by a later value."""

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     assert len(list(csv.DictReader(io.StringIO(text)))) == 4
     markdown = call("leaderboard", "--task", "sr", "--format", "markdown").out
     assert markdown.startswith("### ")
+    asked = call("leaderboard", "--task", "sr", "--columns", "method,p_wilcoxon").out
+    assert re.search(r"^scalar +0\.\d", asked, re.MULTILINE), asked
     table = call("leaderboard", "--task", "sr", "--study", "all")
     assert (table.code, table.err) == (0, "")
     assert "best learned method" in table.out

@@ -11,6 +11,7 @@ from pydantic import Field
 from dipa_bench import registry
 from dipa_bench.config import study_file
 from dipa_bench.config.entry import Entry
+from dipa_bench.config.schema import BudgetSpec
 from dipa_bench.errors import UserError
 from dipa_bench.parameters import Parameters, Search
 from dipa_bench.search.stages import planned_trials
@@ -30,6 +31,17 @@ def problem_of(table: dict[str, Any], **options: Any) -> str:
 
 
 # ---------------------------------------------------------------------------- the embedded one
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_older_budgets_with_seeds(seeds: int) -> None:
+    """One fit of a winner is what there is; more of them are told what came in their place."""
+    budget = {"settings": 5, "seeds": seeds}
+    if seeds == 1:
+        assert BudgetSpec.model_validate(budget).settings == 5
+        return
+    with pytest.raises(ValueError, match="replicates repeats search and fit"):
+        BudgetSpec.model_validate(budget)
 
 
 @pytest.mark.parametrize("preset", ["quick", "standard", "paper"])

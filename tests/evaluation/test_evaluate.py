@@ -75,6 +75,14 @@ def test_scores_beside_psnr(task, evaluation):
     assert evaluation.metrics("test")["test/null_error"] == quality["null_error"].mean()
 
 
+def test_lpips_is_a_score_where_it_is_known(task, monkeypatch):
+    monkeypatch.setattr(module, "lpips", lambda found, true: (found - true).flatten(1).norm(dim=1))
+    found = evaluate(iterative(task), task, task.images.validation, with_quality=True)
+    error = found.estimates - task.images.validation.pixels
+    torch.testing.assert_close(found.quality["lpips"], error.flatten(1).norm(dim=1))
+    assert found.metrics("val")["val/lpips"] == found.quality["lpips"].mean()
+
+
 @pytest.mark.parametrize("iterations", [2, 60])
 def test_a_rule_without_truth_stops_where_little_moves(task, iterations):
     """At the first iteration that moves an image by a hundredth of its norm, else at the last."""

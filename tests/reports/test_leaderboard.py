@@ -46,6 +46,14 @@ def test_a_row_by_hand(results: TaskResults) -> None:
     assert (row["task"], row["parameters"], row["fit_seconds"]) == ("sr", 256, 50.0)
 
 
+def test_the_rank_test_is_left_out_where_no_column_shows_it(results: TaskResults) -> None:
+    with_it, without = leaderboard(results), leaderboard(results, rank_test=False)
+    assert with_it["p_wilcoxon"].notna().any() and without["p_wilcoxon"].isna().all()
+    pd.testing.assert_frame_equal(
+        with_it.drop(columns="p_wilcoxon"), without.drop(columns="p_wilcoxon")
+    )
+
+
 def test_further_scores_have_paired_differences(results: TaskResults) -> None:
     """Means and differences of each that is known; of what an older version left out, none."""
     images = results.images

@@ -255,7 +255,9 @@ def registered(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's import
 @pytest.mark.parametrize("entry", ["ldipa", "ndipa/cnn"])
-def test_winners_are_models_of_mlflow_without_pickles(registered, entry: str) -> None:
+def test_winners_are_models_of_mlflow_without_pickles(
+    registered, entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there, uri = registered
     name = f"kept.{entry.replace('/', '-')}"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -270,9 +272,9 @@ def test_winners_are_models_of_mlflow_without_pickles(registered, entry: str) ->
     measured = run.task.measure(run.task.images.validation)
     with torch.no_grad():
         wanted = run.reconstructor.run(measured, run.task.student).estimate.numpy()
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(variable, uri)  # what MLflow's setters would leave behind
     with guarded(uri):
-        mlflow.set_registry_uri(uri)
-        mlflow.set_tracking_uri(uri)
         model = mlflow.pyfunc.load_model(f"models:/{name}/1")
     assert (model.predict(measured.numpy()) == wanted).all()
     with pytest.raises(UserError, match="measurement 0 is float32 of shape"):
@@ -296,3 +298,16 @@ def test_models_are_named_as_mlflow_names_them(registered, form: str) -> None:
         client.set_registered_model_alias("kept.ldipa", "best", "1")
     assert restore.locate(f"models:/kept.ldipa{form}", there, uri).name == "ldipa"
     client.delete_registered_model_alias("kept.ldipa", "best")
+
+
+def test_the_newest_version_is_the_largest_number(registered) -> None:
+    there, uri = registered
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    ours, theirs = (
+        client.get_model_version(f"kept.{name}", "1") for name in ("ldipa", "ndipa-cnn")
+    )
+    client.create_registered_model("many")
+    for one in [ours] * 9 + [theirs]:
+        client.create_model_version("many", one.source, one.run_id)
+    assert restore.locate("models:/many", there, uri).name == "ndipa__cnn"
+    assert restore.locate("models:/many/9", there, uri).name == "ldipa"

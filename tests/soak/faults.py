@@ -554,8 +554,8 @@ FAULTS = [
     Fault(
         "a winner that is sent again is another version of its model",
         "dipa_bench/tracking/registry.py",
-        "if _versions(client, f\"run_id = '{run_id}'\"):",
-        "if not _versions:",
+        "if client.search_model_versions(f\"run_id = '{run_id}'\", max_results=1):",
+        "if not client:",
         "tests/runs/test_restore.py",
     ),
 ]
