@@ -101,6 +101,7 @@ METHOD = Method(
     parameters=UnrolledParameters,
     fit=fit,
     learned=True,
+    supervision=lambda parameters: "ground truth",
     stochastic=True,
     unrolled=True,
     fixed_point="none: each iteration has its own step and strength",

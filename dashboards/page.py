@@ -28,7 +28,7 @@ from dipa_bench.reports.generalisation import by_study
 from dipa_bench.reports.importance import LEAST, parameter_importance
 from dipa_bench.reports.leaderboard import base_studies, image_rows, leaderboard
 from dipa_bench.reports.profiles import arrivals
-from dipa_bench.reports.rendering import caveats, settings
+from dipa_bench.reports.rendering import caveats, given, settings
 from dipa_bench.reports.text import plain, short
 from dipa_bench.reports.tuning import UNITS, curves
 from dipa_bench.statistics import image_scores
@@ -203,7 +203,7 @@ def _section(results: TaskResults, study: str, style: dict[str, Look], index: in
         study=study,
         conclusions=conclusions(board),
         verdict=verdict(board, results),
-        settings=settings(board),
+        settings=[*settings(board), *given(board)],
         caveats=caveats(board),
         reference=rows[0]["reference"],
         ranked=ranked,

@@ -331,6 +331,8 @@ class Method:
         parameters: the hyper-parameters' model; a field `solve: SolveParameters` for a solver's.
         fit: (task, parameters, context) -> Reconstructor. Deterministic given the context's seed.
         learned: whether fitting reads training images.
+        supervision: (parameters) -> what of them it learns from: measurements, ground truth,
+            teacher, or several with " and " between.
         stochastic: whether a fit depends on its seed.
         solver_free: whether the fit is `context.reconstructor(task, parameters.solve, P)` with a P
             that depends on no parameter below `solve`; trials that change solver settings alone
@@ -359,6 +361,7 @@ class Method:
     parameters: type[Parameters]
     fit: Callable[[Task, Any, FitContext], Reconstructor]
     learned: bool = False
+    supervision: Callable[[Any], str] = lambda parameters: ""
     stochastic: bool = False
     solver_free: bool = False
     unrolled: bool = False
@@ -407,6 +410,14 @@ class Method:
         if moved and (reason := self.unsuitable(task, parameters)):
             raise UserError(f"{self.name} does not apply there: {reason}")
         return self.fit(task, parameters, context)
+
+    def learns_from(self, parameters: Any) -> str:
+        """What of the training images a fit learns from; "nothing" where it reads none.
+
+        Args:
+            parameters: of the method.
+        """
+        return (self.supervision(parameters) or "training images") if self.learned else "nothing"
 
     def untrainable(self, task: Task) -> str | None:
         """Why the method cannot be fitted through the task's prior; None where it can."""

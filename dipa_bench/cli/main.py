@@ -195,6 +195,10 @@ def leaderboard(
     margin: Annotated[
         float, typer.Option(help="dB; rows closer than this to the reference are equivalent.")
     ] = 0.1,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Rows to show, e.g. identity,ldipa, as they stand among all."),
+    ] = None,
     columns: Annotated[
         str | None,
         typer.Option(help="Columns to show, e.g. method,psnr,trials; any of the JSON's."),
@@ -211,7 +215,16 @@ def leaderboard(
     from dipa_bench.cli.show import Wanted, show_leaderboard
 
     wanted = Wanted(
-        task, study, protocol or rules, reference, margin, columns, sort, pivot, tracking_uri
+        task,
+        study,
+        protocol or rules,
+        reference,
+        margin,
+        methods,
+        columns,
+        sort,
+        pivot,
+        tracking_uri,
     )
     show_leaderboard(wanted, format, output)
 

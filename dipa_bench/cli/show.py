@@ -38,6 +38,7 @@ class Wanted:
     protocol: str | None = None
     reference: str | None = None
     margin: float = 0.1
+    methods: str | None = None
     columns: str | None = None
     sort: str | None = None
     pivot: str | None = None
@@ -46,13 +47,13 @@ class Wanted:
 
 def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
     """Prints or writes the leaderboard; under a table stands what it says."""
-    from dipa_bench.reports.across import by_task, sorted_by
+    from dipa_bench.reports.across import by_task, only, sorted_by
     from dipa_bench.reports.leaderboard import leaderboard
     from dipa_bench.reports.rendering import render, render_frame
 
     format = _layout(format)
     ranked = format != "table" or bool(wanted.columns or wanted.sort)  # may show the rank test
-    boards, found = [], []
+    boards, told = [], []
     for task in wanted.task.split(","):
         results = stored_results(
             task.strip(),
@@ -67,14 +68,16 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
             margin=wanted.margin,
             rank_test=ranked,
         )
+        told.append(_told(board, results) if format == "table" and not wanted.pivot else "")
+        if wanted.methods is not None:
+            board = only(board, _list(wanted.methods))
         boards.append(board if wanted.sort is None else sorted_by(board, wanted.sort))
-        found.append(results)
-    names = None if wanted.columns is None else [one.strip() for one in wanted.columns.split(",")]
+    names = None if wanted.columns is None else _list(wanted.columns)
     if wanted.pivot is not None:
         text = render_frame(by_task(_joined(boards), wanted.pivot), format)
     elif format == "table":
-        pairs = zip(boards, found, strict=True)
-        text = "\n".join(_told(board, results, names) for board, results in pairs)
+        parts = zip(boards, told, strict=True)
+        text = "\n".join(f"{render(board, format, names)}\n{more}" for board, more in parts)
     else:
         text = render(_joined(boards), format, names)
     if output is None:
@@ -82,6 +85,11 @@ def show_leaderboard(wanted: Wanted, format: str, output: Path | None) -> None:
     else:
         output.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {output}")
+
+
+def _list(text: str) -> list[str]:
+    """The parts between commas."""
+    return [one.strip() for one in text.split(",")]
 
 
 def _layout(format: str) -> str:
@@ -104,13 +112,11 @@ def _joined(boards: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return boards[0] if len(boards) == 1 else pd.concat(boards, ignore_index=True)
 
 
-def _told(board: pd.DataFrame, results: TaskResults, columns: Sequence[str] | None) -> str:
-    """A board as a table, with all that is to be said of it."""
+def _told(board: pd.DataFrame, results: TaskResults) -> str:
+    """What is to be said of a whole board below its table."""
     from dipa_bench.reports.conclusions import verdict
-    from dipa_bench.reports.rendering import render
 
-    text = render(board, "table", columns)
-    return "\n".join([text, verdict(board, results), *_grids(board, results), *_shifts(results)])
+    return "\n".join([verdict(board, results), *_grids(board, results), *_shifts(results)])
 
 
 def show_comparison(

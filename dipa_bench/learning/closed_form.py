@@ -36,6 +36,7 @@ from dipa_bench.solvers import SolveParameters
 from dipa_bench.tasks.base import Task
 
 Target = Literal["mismatch", "truth"]
+READS: dict[Target, str] = {"mismatch": "teacher", "truth": "ground truth"}
 POWER = 200  # iterations of the power method at most
 STEADY, CONVERGED = 8, 3e-7  # it is over once so many radii agree to this part of them
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -203,5 +204,6 @@ RULE = RuleSpec(
     published=published,
     cost="2 operator calls, 1 denoiser call; one least-squares problem",
     affine=True,
+    supervision=lambda parameters: READS[parameters.target],
     largest=LARGEST,
 )

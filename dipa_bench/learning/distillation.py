@@ -155,6 +155,19 @@ def narrow(operator: OperatorSpec, task: Task, space: dict[str, Search]) -> dict
     return space | {"train.initial": Search(choices=choices)}
 
 
+def supervision(parameters: TrainedParameters) -> str:
+    """What training and what it starts from learn from (see `Method`)."""
+    distill = parameters.distill
+    initial = getattr(parameters.train, "initial", "identity")
+    taught = bool(distill.weight_gradient or distill.weight_mismatch)
+    read = {
+        "measurements": initial == "greedy",
+        "ground truth": distill.target == "sup" or initial == "lmmse",
+        "teacher": distill.target == "imit" or taught or initial in ("mismatch", "scaled"),
+    }
+    return " and ".join(name for name, holds in read.items() if holds)
+
+
 def _rule(name: str, summary: str, initial: Initial | None = None, **fixed: Value) -> RuleSpec:
     """A trained rule whose loss has the terms that `fixed` leaves.
 
@@ -203,6 +216,7 @@ def _rule(name: str, summary: str, initial: Initial | None = None, **fixed: Valu
         held=HELD,
         stochastic=True,
         unrolled=True,
+        supervision=supervision,
         each=lambda parameters: getattr(parameters.train, "operators", "one") == "each",
         linear="weight_mismatch" not in fixed,
         narrow=narrow,

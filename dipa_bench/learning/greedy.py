@@ -35,6 +35,7 @@ from dipa_bench.tasks.base import Task
 
 PAPER = "Fahy, Golbabaee, Ehrhardt, Greedy Learning to Optimize, arXiv 2406.00260v9"
 BATCH = 64
+READS: dict[Objective, str] = {"value": "measurements", "distance": "ground truth"}
 
 
 class GreedyParameters(Parameters):
@@ -128,6 +129,7 @@ RULE = RuleSpec(
     cost="2 operator calls, 1 denoiser call; one least-squares problem for each iteration",
     paper=PAPER,
     affine=True,
+    supervision=lambda parameters: READS[parameters.objective],
     each=lambda parameters: True,
     largest=LARGEST,
 )

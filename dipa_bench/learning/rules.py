@@ -40,7 +40,7 @@ class RuleSpec:
         each: (parameters) -> whether an operator is fitted for each iteration.
         held: copies of the numbers that a fit keeps in memory.
         largest: numbers of one operator, beyond which a fit is out of reach; None without limit.
-        stochastic, unrolled: see `Method`.
+        stochastic, unrolled, supervision: see `Method`.
         narrow: (operator, task, search space) -> the part of the space that the task admits.
     """
 
@@ -60,6 +60,7 @@ class RuleSpec:
     largest: int | None = None
     stochastic: bool = False
     unrolled: bool = False
+    supervision: Callable[[Any], str] = lambda parameters: ""
     narrow: Callable[[OperatorSpec, Task, dict[str, Search]], dict[str, Search]] = (
         lambda operator, task, found: found
     )
@@ -139,6 +140,7 @@ def cell(operator: OperatorSpec, rule: RuleSpec) -> Method:
         parameters=model,
         fit=fit,
         learned=True,
+        supervision=rule.supervision,
         stochastic=rule.stochastic,
         unrolled=rule.unrolled,
         paper="; ".join(filter(None, (operator.paper, rule.paper))),

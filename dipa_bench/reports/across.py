@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -50,6 +51,22 @@ def sorted_by(board: pd.DataFrame, key: str) -> pd.DataFrame:
     if name not in board.columns:
         raise unknown("column", name, board.columns)
     return board.sort_values(name, ascending=not key.startswith("-"), kind="stable")
+
+
+def only(board: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Some rows of a board, with the differences, words and ranks that they have among all.
+
+    Args:
+        board: a leaderboard, or several in one frame.
+        methods: names of rows.
+
+    Raises:
+        UserError: a method that the board has not.
+    """
+    for name in methods:
+        if name not in set(board["method"]):
+            raise unknown("method", name, sorted(set(board["method"])))
+    return board[board["method"].isin(methods)]
 
 
 @dataclass(frozen=True)

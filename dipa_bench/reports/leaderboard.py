@@ -27,7 +27,8 @@ COLUMNS = (
     *("seconds_per_image", "operator_calls", "denoiser_calls", "parameters"),
     *("trials", "fit_seconds", "search_seconds", "late_gain"),
     *("validation", "contains"),
-    *("protocol", "preset", "operator", "rule", "learned", "start", "state", "reason", "caveat"),
+    *("protocol", "preset", "operator", "rule", "learned", "learns_from", "start"),
+    *("state", "reason", "caveat"),
     "setting",
 )
 LEAST = 3  # degrees of freedom from which rows of one kind, trained or not, speak for themselves

@@ -78,7 +78,8 @@ def _studies(board: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[str]]]:
         rows = board[board["study"] == study]
         ranked = rows["psnr"].notna()
         heading = f"task {plain(rows['task'].iloc[0])}, study {short(study)}"
-        notes = settings(rows) + [f"images: {text}" for text in caveats(rows)] + conclusions(rows)
+        notes = [*settings(rows), *given(rows[ranked])]
+        notes += [f"images: {text}" for text in caveats(rows)] + conclusions(rows)
         notes += [
             f"not ranked: {short(row['method'])} ({row['state']})"
             + ("" if pd.isna(row["reason"]) else f": {short(row['reason'], 300)}")
@@ -97,6 +98,21 @@ def settings(rows: pd.DataFrame) -> list[str]:
     subjects = counted(rows["subjects"].max(), "subject")
     runs = counted(rows["replicates"].max(), "replicate")
     return [f"{images} of {subjects}, {runs}; {text}" for text in told]
+
+
+def given(rows: pd.DataFrame) -> list[str]:
+    """What each row of a study was given of the training images, itself and through its start."""
+    told = rows[rows["learns_from"].notna()]
+    parts = [
+        f"{source}: {', '.join(short(name) for name in same['method'])}"
+        for source, same in told.groupby("learns_from", sort=True)
+    ]
+    lines = [f"learned from {'; from '.join(plain(part) for part in parts)}"] if parts else []
+    fitted = rows[rows["start"] == "lmmse"]["method"]
+    if len(fitted):
+        names = "all rows" if len(fitted) == len(rows) else ", ".join(map(short, fitted))
+        lines.append(f"started from the LMMSE estimate, fitted on training images: {names}")
+    return lines
 
 
 def caveats(rows: pd.DataFrame) -> list[str]:

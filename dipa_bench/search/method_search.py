@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dipa_bench import parameters
 from dipa_bench.config.entry import Entry
 from dipa_bench.search import outcome
 from dipa_bench.search.callbacks import StudyCallback
@@ -154,6 +155,8 @@ class MethodSearch:
         self._record = outcome.with_winner(
             self._record, winner, trials, ended, self._trials.late_gain()
         )
+        values = parameters.build(self.entry.method.parameters, winner.params)
+        self._record.notes["learns_from"] = self.entry.method.learns_from(values)
         if self._trials.settled():
             patience = self._context.study.search.plateau
             self._record.notes["stopped"] = f"no gain in {patience} trials"

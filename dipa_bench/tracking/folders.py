@@ -157,6 +157,7 @@ def _method_row(record: RunRecord, children: Callable[[], list[RunRecord]]) -> d
         "trials": int(figures.get("search/trials", kinds.count(("trial", "finished")))),
         **method_figures(figures),
         "start": record.params.get("solve.start"),
+        "learns_from": record.notes.get("learns_from") or None,
         "reference": record.study_file.get("reference") or None,
         "caveat": record.notes.get("caveat") or None,
         "contains": record.notes.get("contains") or None,

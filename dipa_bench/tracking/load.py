@@ -125,6 +125,7 @@ def _method_row(client: MlflowClient, run: Run, children: list[Run]) -> dict[str
         "trials": int(figures.get("search/trials", kinds.count(("trial", "finished")))),
         **method_figures(figures),
         "start": params.get("solve.start"),
+        "learns_from": _tag(run, "note.learns_from") or None,
         "reference": _tag(run, "reference") or None,
         "caveat": _tag(run, "note.caveat") or None,
         "contains": _tag(run, "note.contains") or None,

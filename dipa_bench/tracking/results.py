@@ -44,10 +44,11 @@ class TaskResults:
             fit_seconds (of the winner), search_seconds (all trials of the method),
             late_gain (dB that the last quarter of its tuning brought, NaN where nothing was tuned),
             validation (PSNR of the winner on all validation images), published (test PSNR of the
-            published settings, NaN where they were not run), start (the winner's), reference (the
-            row that the study compares with), caveat (what to know of the images, or None),
-            contains (methods that this one can be too, with commas, or None), params (dict, the
-            winner's), run_id, started (epoch seconds),
+            published settings, NaN where they were not run), start (the winner's), learns_from
+            (nothing, measurements, ground truth, teacher, ... of the training images; None of older
+            runs), reference (the row that the study compares with), caveat (what to know of the
+            images, or None), contains (methods that this one can be too, with commas, or None),
+            params (dict, the winner's), run_id, started (epoch seconds),
             replicate (0 for the first), replicate_of (the study that it is a replicate of; the
             study's own name for the first), setting (what the numbers hold for, in one line).
         images: study, method, seed, image, subject, psnr and `dipa_bench.names.QUALITY` (NaN where

@@ -40,6 +40,7 @@ METHODS = {
     "validation": float,
     "published": float,
     "start": object,
+    "learns_from": object,
     "reference": object,
     "caveat": object,
     "contains": object,

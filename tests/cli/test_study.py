@@ -55,6 +55,11 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
         record = records.read(studies(work) / "all" / row["method"])
         assert row["psnr"] == pytest.approx(record.metrics["test/psnr"])
 
+    given = {row["method"]: row["learns_from"] for row in board}
+    objective = records.read(studies(work) / "all" / "scalar").params["objective"]
+    assert given.pop("scalar") == {"value": "measurements", "distance": "ground truth"}[objective]
+    assert given == {"identity": "nothing", "ldipa": "teacher", "bicubic": "nothing"}
+
     text = call("leaderboard", "--task", "sr", "--format", "csv").out
     assert len(list(csv.DictReader(io.StringIO(text)))) == 4
     markdown = call("leaderboard", "--task", "sr", "--format", "markdown").out
@@ -64,6 +69,10 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     table = call("leaderboard", "--task", "sr", "--study", "all")
     assert (table.code, table.err) == (0, "")
     assert "best learned method" in table.out
+    part = call("leaderboard", "--task", "sr", "--methods", "identity,scalar", "--sort", "psnr").out
+    rows = re.findall(r"^\d (\w+) +\d", part, re.MULTILINE)
+    assert sorted(rows) == ["identity", "scalar"]
+    assert part.splitlines()[-1] == table.out.splitlines()[-1]  # the verdict is on all rows
     to_file = call("leaderboard", "--task", "sr", "--format", "json", "--output", "board.json")
     assert to_file.out == "wrote board.json\n"
     assert json.loads((work / "board.json").read_text()) == board

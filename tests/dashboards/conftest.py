@@ -100,6 +100,7 @@ def build(
                     "validation": float("nan"),
                     "contains": None,
                     "published": float("nan"),
+                    "learns_from": "teacher" if learned else "nothing",
                     "start": "lmmse" if name == "lmmse" else "adjoint",
                     "params": {rename("solve.step"): 0.93, "prior": rename("dncnn")},
                     "run_id": "0" * 8,

@@ -369,3 +369,29 @@ def test_r_is_the_mean_over_the_operators(context):
     u, v = (part[index].flatten(1).numpy() for part in (student, teacher))
     gaps = [made.solver.step_size * u @ p.T - 1.3 * v for p in operator.matrix.detach().numpy()]
     assert found == pytest.approx(0.7 * np.mean([(gap**2).mean() for gap in gaps]), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "method, values, read",
+    [
+        ("hessian", {}, "nothing"),
+        ("scalar", {"objective": "value"}, "measurements"),
+        ("pointwise", {"objective": "distance"}, "ground truth"),
+        ("dense+closed-form", {}, "ground truth"),
+        ("dense+closed-form", {"target": "mismatch"}, "teacher"),
+        ("dense+supervised", {}, "ground truth"),
+        ("dense+supervised-r", {}, "ground truth and teacher"),
+        ("dense+imitated", {}, "ground truth and teacher"),
+        ("dense+imitated", {"train.initial": "identity"}, "teacher"),
+        ("dense+distilled", {"train.initial": "greedy"}, "measurements and teacher"),
+        ("ldipa", {}, "teacher"),
+        ("ldipa-from-closed-form", {}, "ground truth and teacher"),
+        ("ndipa/cnn", {}, "teacher"),
+        ("lmmse", {}, "ground truth"),
+        ("unrolled-identity", {}, "ground truth"),
+        ("e2e-varnet", {}, "ground truth"),
+    ],
+)
+def test_methods_say_what_they_learn_from(method: str, values: dict, read: str) -> None:
+    found = registry.get("methods", method)
+    assert found.learns_from(build(found.parameters, values)) == read

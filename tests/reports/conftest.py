@@ -31,6 +31,7 @@ METHOD = {
     "contains": None,
     "published": 19.5,
     "start": "adjoint",
+    "learns_from": "nothing",
     "params": {"step": 1.0},
     "run_id": "1",
     "started": 1.0,

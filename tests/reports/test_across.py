@@ -14,7 +14,7 @@ import pytest
 
 from dashboards.pairs import paired_plot, write_pair
 from dipa_bench.errors import UserError
-from dipa_bench.reports.across import by_task, compare_rows, sorted_by
+from dipa_bench.reports.across import by_task, compare_rows, only, sorted_by
 from dipa_bench.reports.leaderboard import leaderboard
 from dipa_bench.reports.rendering import FORMATS, render, render_frame, render_pair
 from dipa_bench.tracking.results import TaskResults
@@ -96,6 +96,31 @@ def test_rows_are_sorted_by_a_column(hostile: TaskResults) -> None:
     assert sorted_by(board, "psnr")["method"].iloc[0] == "identity"
     with pytest.raises(UserError, match="unknown column"):
         sorted_by(board, "-nothing")
+
+
+def test_some_rows_stand_as_they_do_among_all(results: TaskResults) -> None:
+    board = leaderboard(results)
+    chosen = only(board, ["ldipa", "identity"])
+    pd.testing.assert_frame_equal(chosen, board[board["method"].isin(["ldipa", "identity"])])
+    with pytest.raises(UserError, match="unknown method 'ldpa': did you mean 'ldipa'"):
+        only(board, ["ldpa"])
+
+
+def test_what_rows_were_given_is_told(make_results: Callable[..., TaskResults]) -> None:
+    made = make_results(
+        {"method": "identity", "start": "lmmse"},
+        {"method": "hessian"},
+        {"method": "ldipa", "learns_from": "teacher", "start": "lmmse"},
+        {"method": "old", "learns_from": None},
+        psnr={name: [20.0, 22.0] for name in ("identity", "hessian", "ldipa", "old")},
+    )
+    text = " ".join(render(leaderboard(made), "table").split())
+    assert "learned from nothing: hessian, identity; from teacher: ldipa" in text
+    assert "fitted on training images: identity, ldipa" in text
+    made.methods["start"] = "lmmse"
+    assert "fitted on training images: all rows" in " ".join(
+        render(leaderboard(made), "table").split()
+    )
 
 
 def test_tasks_stand_side_by_side(make_results: Callable[..., TaskResults]) -> None:

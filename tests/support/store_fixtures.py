@@ -126,7 +126,12 @@ def method_record(study: str, method: str, index: int = 0) -> RunRecord:
             "test/psnr": 27.5 + index,
         },
         series={"loss": [(i, 1.0 / (i + 1)) for i in range(250)]},
-        notes={"winner": WINNER, "gradient": "checkpoint", "contains": "none, other"},
+        notes={
+            "winner": WINNER,
+            "gradient": "checkpoint",
+            "contains": "none, other",
+            "learns_from": "ground truth",
+        },
     )
 
 

@@ -75,6 +75,7 @@ def test_methods_come_back(filled: str, hand: SimpleNamespace) -> None:
         "contains": "none, other",
         "published": pytest.approx(math.nan, nan_ok=True),
         "start": "adjoint",
+        "learns_from": "ground truth",
         "reference": None,
         "caveat": None,
         "params": {"solve.start": "adjoint", "solve.step": 0.1, "fit.epochs": 3},
