@@ -17,6 +17,7 @@ ROOT = HERE.parents[1]
 BEGIN, END = "<!-- {}: python studies/results/boards.py -->", "<!-- end of {} -->"
 TASKS = ("sr", "cs", "deblur", "mri")
 TRAINING = (70, 280, 1000, 4000)  # images, of the study `learning-curve`
+STARTS = {"adjoint": "from A^T y", "lmmse": "from the LMMSE estimate"}  # of the study `starts`
 
 
 def kept(names: Mapping[str, str]) -> dict[str, pd.DataFrame]:
@@ -81,9 +82,26 @@ def learning_curve() -> str:
     return "\n".join([*side_by_side(found), "", *map(scope, found, references(found))])
 
 
+def starts() -> str:
+    """Operators in rows, starts in columns: PSNR, and the gain over the identity from there."""
+    board = pd.read_csv(HERE / "starts.csv").set_index("method")
+    operators = dict.fromkeys(name.rpartition("-")[0] for name in board.index)
+    lines = ["| | " + " | ".join(STARTS.values()) + " |", "| --- |" + " --- |" * len(STARTS)]
+    for operator in sorted(operators, key=lambda name: -board.loc[f"{name}-lmmse", "psnr"]):
+        cells = []
+        for start in STARTS:
+            row, plain = board.loc[f"{operator}-{start}"], board.loc[f"identity-{start}"]
+            gain = "" if row.name == plain.name else f" ({row['psnr'] - plain['psnr']:+.2f})"
+            cells.append(f"{row['psnr']:.2f}{gain}".replace("-", "\u2212"))
+        lines.append(f"| `{operator}` | " + " | ".join(cells) + " |")
+    reference = board[board["verdict"] == "reference"].iloc[0]
+    return "\n".join([*lines, "", scope("`starts`", reference)])
+
+
 TABLES = {  # file and place to its table
     ("README.md", "boards"): boards,
     ("docs/learned.md", "learning curve"): learning_curve,
+    ("docs/learned.md", "starts"): starts,
 }
 
 
