@@ -64,6 +64,7 @@ class Section:
     conclusions: list[str]
     verdict: str
     settings: list[str]
+    given: list[str]
     caveats: list[str]
     reference: str
     ranked: list[dict[str, Any]]
@@ -203,7 +204,8 @@ def _section(results: TaskResults, study: str, style: dict[str, Look], index: in
         study=study,
         conclusions=conclusions(board),
         verdict=verdict(board, results),
-        settings=[*settings(board), *given(board)],
+        settings=settings(board),
+        given=given(board),
         caveats=caveats(board),
         reference=rows[0]["reference"],
         ranked=ranked,

@@ -78,7 +78,7 @@ def _studies(board: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[str]]]:
         rows = board[board["study"] == study]
         ranked = rows["psnr"].notna()
         heading = f"task {plain(rows['task'].iloc[0])}, study {short(study)}"
-        notes = [*settings(rows), *given(rows[ranked])]
+        notes = settings(rows) + given(rows)
         notes += [f"images: {text}" for text in caveats(rows)] + conclusions(rows)
         notes += [
             f"not ranked: {short(row['method'])} ({row['state']})"
@@ -101,7 +101,8 @@ def settings(rows: pd.DataFrame) -> list[str]:
 
 
 def given(rows: pd.DataFrame) -> list[str]:
-    """What each row of a study was given of the training images, itself and through its start."""
+    """What each ranked row of a study was given of the training images, its start included."""
+    rows = rows[rows["psnr"].notna()]
     told = rows[rows["learns_from"].notna()]
     parts = [
         f"{source}: {', '.join(short(name) for name in same['method'])}"

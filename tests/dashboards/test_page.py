@@ -116,6 +116,8 @@ def test_the_page_holds_every_part(whole: tuple[TaskResults, Page]) -> None:
     assert verdict(board, results) in page.text
     for row in board[board["state"] == "finished"].to_dict("records"):
         assert f"{row['psnr']:.2f} [{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]" in page.text
+    assert "Training: learned from nothing: " in page.text
+    assert "broken" not in page.text.partition("Training: ")[2].partition("Brackets hold")[0]
     assert "broken (diverged): all trials left the finite numbers" in page.text
     for heading in (
         *("PSNR per iteration", "Residual", "Distribution", "Search history", "budget spent"),
