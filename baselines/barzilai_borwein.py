@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.per_image import inner
+from dipa_bench.linear_algebra import inner
 from dipa_bench.methods import FitContext, Iterative, Method, relative
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Annotated
 
 import torch
-from deepinv.optim.linear import conjugate_gradient
 from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics
 from pydantic import Field
 from torch import Tensor
 
-from baselines.per_image import norm
+from dipa_bench.linear_algebra import conjugate_gradients
 from dipa_bench.methods import FitContext, Iterative, Method, relative
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State
@@ -64,22 +63,22 @@ class InverseHessian(Preconditioner):
         if has_closed_form(physics, gradient.shape):
             zero = state.measurement.new_zeros(len(gradient), *state.measurement.shape[1:])
             return physics.prox_l2(gradient / self.mu, zero, gamma=1 / self.mu)
-        return _conjugate_gradients(gradient, physics, self.mu)
+        return _solved(gradient, physics, self.mu)
 
     def spectral_bound(self, largest: float) -> float:
         return largest / (largest + self.mu)
 
 
-def _conjugate_gradients(
+def _solved(
     gradient: Tensor,
     physics: LinearPhysics,
     mu: float,
     applied: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """(A^T A + mu I)^-1 g by conjugate gradients on each image's normalised gradient.
+    """(A^T A + mu I)^-1 g, to a relative residual of `TOLERANCE` for each image.
 
-    deepinv's has an absolute epsilon in its denominators that shrinks the answer to small
-    right-hand sides; normalised, its error is bounded by the relative residual alone.
+    deepinv's own conjugate gradients have an absolute epsilon in their denominators, which shrinks
+    the answer to small right-hand sides.
 
     Args:
         gradient: g, B x C x H x W.
@@ -92,17 +91,7 @@ def _conjugate_gradients(
         applied()
         return physics.A_adjoint(physics.A(v)) + mu * v
 
-    size = norm(gradient)
-    unit = gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny)
-    solution = conjugate_gradient(
-        normal,
-        unit,
-        max_iter=MOST,
-        tol=TOLERANCE,
-        eps=torch.finfo(gradient.dtype).tiny,
-        verbose=False,
-    )
-    return size * solution
+    return conjugate_gradients(normal, gradient, MOST, TOLERANCE)
 
 
 @torch.no_grad()
@@ -115,7 +104,7 @@ def calls_of_one_solve(task: Task, mu: float) -> int:
         calls += 1
 
     gradient = task.student.A_adjoint(task.measure(task.images.train.first(1)))
-    _conjugate_gradients(gradient, task.student, mu, count)
+    _solved(gradient, task.student, mu, count)
     return 2 * calls
 
 

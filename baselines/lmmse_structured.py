@@ -22,9 +22,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from baselines.per_image import conjugate_gradients, iterates, norm
 from dipa_bench.data.signals import is_complex
 from dipa_bench.errors import UserError
+from dipa_bench.linear_algebra import conjugate_gradients, iterates, norm
 from dipa_bench.preconditioners import Preconditioner, State
 from dipa_bench.tasks.base import Task
 from dipa_bench.tasks.spectrum import lanczos

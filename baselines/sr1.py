@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.per_image import inner, moved, norm
+from dipa_bench.linear_algebra import inner, moved, norm
 from dipa_bench.methods import FitContext, Iterative, Method, relative
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State

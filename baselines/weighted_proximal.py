@@ -31,8 +31,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.per_image import conjugate_gradients, inner, moved, norm
 from baselines.sr1 import PUBLISHED, SR1
+from dipa_bench.linear_algebra import conjugate_gradients, inner, moved, norm
 from dipa_bench.methods import FitContext, Iterative, Method, relative
 from dipa_bench.parameters import Parameters, Search, Value
 from dipa_bench.preconditioners import Preconditioner, State

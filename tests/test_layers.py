@@ -18,6 +18,7 @@ BASE = {
     "imports",
     "files",
     "names",
+    "linear_algebra",
     "live",
 }
 PROBLEM = {"tasks", "data", "priors", "solvers", "preconditioners"}

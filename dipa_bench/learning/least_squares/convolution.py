@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dipa_bench.learning.least_squares.conjugate_gradients import conjugate_gradients
 from dipa_bench.learning.least_squares.problem import Criterion, Lesson
+from dipa_bench.linear_algebra import solve
 from dipa_bench.preconditioners.linear import plain
 
 CHUNK = 8  # images whose shifted copies are held at once
@@ -48,7 +48,7 @@ def best_kernel(lessons: Sequence[Lesson], criterion: Criterion, size: int, ridg
             seen = _seen(copies, criterion)
             matrix += seen @ seen.T
     matrix.diagonal().add_(ridge * matrix.trace())
-    found = conjugate_gradients(lambda d: matrix @ d, right, TOLERANCE, 10 * taps)
+    found = solve(lambda d: matrix @ d, right, 10 * taps, TOLERANCE)
     return criterion.plain * (start + found.view(size, size))
 
 

@@ -9,8 +9,8 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from dipa_bench.learning.least_squares.conjugate_gradients import conjugate_gradients, tolerance
-from dipa_bench.learning.least_squares.problem import Criterion, Lesson
+from dipa_bench.learning.least_squares.problem import MOST, Criterion, Lesson, tolerance
+from dipa_bench.linear_algebra import solve
 
 RANK = 1e-12  # eigenvalues below it, relative to the largest, are rounding
 BLOCK = 256  # unit images measured at once
@@ -131,7 +131,7 @@ class Best:
                 found += self._columns([seen]) @ self._columns([gradient]).T
             return found
 
-        return conjugate_gradients(normal, right, tolerance(gradients[0].dtype))
+        return solve(normal, right, MOST, tolerance(gradients[0].dtype))
 
     def _columns(self, batches: Sequence[Tensor]) -> Tensor:
         """Every image, or every channel of every image, as a column: n x N or H W x N C."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dipa_bench.learning.least_squares.conjugate_gradients import conjugate_gradients, tolerance
-from dipa_bench.learning.least_squares.problem import Criterion, Lesson
+from dipa_bench.learning.least_squares.problem import Criterion, Lesson, tolerance
+from dipa_bench.linear_algebra import solve
 from dipa_bench.preconditioners import LinearOperator
 
 MOST = 60  # iterations: each applies A^T A and the operator to all lessons; every one improves
@@ -57,5 +57,5 @@ def best_numbers(
     probe /= probe.norm()
     rho = ridge * sum(ahead(g, probe).square().sum().item() for g in gradients)
     right = sum(back(g, t) for g, t in zip(gradients, targets, strict=True))
-    found = conjugate_gradients(normal, right, tolerance(gradients[0].dtype), MOST)
+    found = solve(normal, right, MOST, tolerance(gradients[0].dtype))
     return criterion.plain * (start + found)

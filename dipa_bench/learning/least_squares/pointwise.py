@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dipa_bench.learning.least_squares.conjugate_gradients import conjugate_gradients, tolerance
-from dipa_bench.learning.least_squares.problem import Criterion, Lesson
+from dipa_bench.learning.least_squares.problem import MOST, Criterion, Lesson, tolerance
+from dipa_bench.linear_algebra import solve
 
 
 def best_factors(lessons: Sequence[Lesson], criterion: Criterion, ridge: float) -> Tensor:
@@ -40,5 +40,5 @@ def best_factors(lessons: Sequence[Lesson], criterion: Criterion, ridge: float) 
         batches = (g * criterion.normal(g * d.to(g.dtype)) for g in gradients)
         return sum(batch.sum(0, dtype=torch.float64) for batch in batches) + rho * d
 
-    found = conjugate_gradients(normal, right, tolerance(gradients[0].dtype))
+    found = solve(normal, right, MOST, tolerance(gradients[0].dtype))
     return criterion.plain * (ones + found)

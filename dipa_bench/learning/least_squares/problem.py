@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
+MOST = 300  # iterations of conjugate gradients
 LARGEST = 4096**2  # numbers of one operator: eigendecompositions in float64 of that side
 NEGLIGIBLE = 1e-12  # gradients this small, relative to A^T y, teach nothing (squared norms)
 SOLVED = 1e-10  # |t|^2 this small, relative to |g|^2, is what rounding leaves of the plain step
@@ -99,3 +101,8 @@ class Criterion:
 def energy(batches: Sequence[Tensor]) -> float:
     """Sum of squares over all batches."""
     return sum(batch.square().sum().item() for batch in batches)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """What conjugate gradients can reach when the operator works in `dtype`."""
+    return max(1e-10, 100 * torch.finfo(dtype).eps)
