@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import gc
 import os
 import signal
 import sqlite3
@@ -16,6 +18,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
 os.fsync = lambda descriptor: None  # no test is about a power cut; a small study waits 300 times
+gc.set_threshold(20_000, 20, 100)  # else a twentieth of the suite's time, beside torch and MLflow
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +30,23 @@ def databases_that_do_not_wait_for_the_disk() -> None:
     def connected(connection: Any, _: Any) -> None:
         if isinstance(connection, sqlite3.Connection):
             connection.execute("PRAGMA synchronous=OFF")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as a first study makes it, once for all workers; copies save its migrations."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    path = shared / "template" / "mlflow.db"
+    path.parent.mkdir(exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            from dipa_bench.tracking.connection import connect
+            from dipa_bench.tracking.location import sqlite_uri
+
+            connect(sqlite_uri(path))
+    return path
 
 
 PROCESSES = "tests/cli/processes/"

@@ -19,8 +19,6 @@ from dipa_bench.methods import Method
 from dipa_bench.preconditioners import Preconditioner
 from dipa_bench.runs import rerun
 from dipa_bench.tracking import records
-from dipa_bench.tracking.connection import connect
-from dipa_bench.tracking.location import sqlite_uri
 
 SIDE = 16
 ONE_FIT = {"budget.epochs": 1, "budget.final_epochs": 1}
@@ -70,18 +68,11 @@ def masked(share: float, channels: int = 1) -> deepinv.physics.LinearPhysics:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(sqlite_uri(path))
-    return path
 
 
 def study(**given: Any) -> dipa_bench.Results:

@@ -13,8 +13,6 @@ import pytest
 import small_study
 
 from dipa_bench.cli.main import main
-from dipa_bench.tracking.connection import connect
-from dipa_bench.tracking.location import sqlite_uri
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,6 @@ def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty small smooth pictures: 14 train, 2 validate, 4 test."""
     return small_study.pictures(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as a first study makes it; copies save its migrations."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    connect(sqlite_uri(path))
-    return path
 
 
 @pytest.fixture(scope="session")

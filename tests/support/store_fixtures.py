@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from dipa_bench.tracking import records
-from dipa_bench.tracking.connection import connect
 from dipa_bench.tracking.location import sqlite_uri
 from dipa_bench.tracking.records import RunRecord
 
@@ -26,14 +25,6 @@ def no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the tester's own MLflow settings out."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as `connect` makes it."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    connect(sqlite_uri(path))
-    return path
 
 
 @pytest.fixture
