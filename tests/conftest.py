@@ -154,6 +154,9 @@ def context(tmp_path) -> Callable:
     from dipa_bench.learning import lmmse
     from dipa_bench.learning.teachers import TeacherCache
     from dipa_bench.methods import Budget, FitContext
+    from dipa_bench.reuse import CachedPerTask
+
+    maps = CachedPerTask(lmmse.cross_fitted)
 
     def build(seed: int = 0, report: Callable | None = None, **budget: int) -> FitContext:
         extra = {} if report is None else {"report": report}
@@ -161,7 +164,7 @@ def context(tmp_path) -> Callable:
             seed=seed,
             budget=Budget(**budget),
             teachers=TeacherCache(tmp_path / "teachers"),
-            lmmse=lmmse.cross_fitted,
+            lmmse=maps,
             **extra,
         )
 
