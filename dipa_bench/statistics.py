@@ -26,10 +26,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 from scipy import special
+
+Code = TypeVar("Code", str, tuple)
 
 CEILING = 120.0
 """Largest PSNR that is counted, in dB: a mean squared error of 1e-12 is rounding."""
@@ -107,7 +110,9 @@ def scores_by_column(
     apart = list(zip(*(images[name] for name in columns), strict=True)) or [()] * len(row_names)
     rows, row_codes = _codes(row_names)
     places, column_codes = _codes(apart)
-    index = pd.MultiIndex.from_tuples(rows, names=["subject", "image"])
+    parts = [_codes([row[k] for row in rows]) for k in range(2)]
+    levels, codes = zip(*parts, strict=True)
+    index = pd.MultiIndex(levels, codes, names=["subject", "image"], verify_integrity=False)
     labels = pd.MultiIndex.from_tuples(places, names=columns) if columns else [0] * len(places)
     count = np.zeros((len(rows), len(places)))
     np.add.at(count, (row_codes, column_codes), 1)
@@ -123,7 +128,7 @@ def scores_by_column(
     return found
 
 
-def _codes(values: Sequence[tuple]) -> tuple[list[tuple], list[int]]:
+def _codes(values: Sequence[Code]) -> tuple[list[Code], list[int]]:
     """The distinct ones in order, and the place of each among them."""
     distinct = sorted(set(values))
     place = {value: number for number, value in enumerate(distinct)}

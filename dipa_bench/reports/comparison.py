@@ -165,13 +165,14 @@ def differences(
 
     Replicates are paired with replicates; where they have none in common, means are.
     """
-    both = ours.columns.intersection(theirs.columns)
     if ours.empty or theirs.empty:
         return ours.iloc[:0], 0
-    if both.empty:
-        ours, theirs = (found.mean(axis=1, skipna=False).to_frame(0) for found in (ours, theirs))
-    elif not ours.columns.equals(theirs.columns):
-        ours, theirs = ours[both], theirs[both]
+    if not ours.columns.equals(theirs.columns):
+        both = ours.columns.intersection(theirs.columns)
+        if both.empty:
+            ours, theirs = (one.mean(axis=1, skipna=False).to_frame(0) for one in (ours, theirs))
+        else:
+            ours, theirs = ours[both], theirs[both]
     unpaired = 0
     if not ours.index.equals(theirs.index):
         common = ours.index.intersection(theirs.index)
@@ -211,9 +212,9 @@ def compare(scores: pd.DataFrame, others: Variance | None = None, unpaired: int 
     count = scores.shape[1]
     if scores.empty:
         return Comparison(math.nan, math.nan, 0, 0, 0, count, unpaired=unpaired)
-    images = scores.mean(axis=1, skipna=False)
-    subjects = images.index.get_level_values("subject").to_numpy(dtype=object)
-    values, codes = images.to_numpy(dtype=float), np.unique(subjects, return_inverse=True)[1]
+    table = scores.to_numpy(dtype=float)
+    level = scores.index.codes[scores.index.names.index("subject")]
+    values, codes = table.mean(axis=1), np.unique(level, return_inverse=True)[1]
     mean, groups = float(np.mean(values)), int(codes.max()) + 1
     known = {"images": len(values), "subjects": groups, "replicates": count, "unpaired": unpaired}
     if math.isnan(mean) or groups < 2:
@@ -224,11 +225,11 @@ def compare(scores: pd.DataFrame, others: Variance | None = None, unpaired: int 
         ratio = own.value / others.value if others.value > 0 else 1.0
         disagree = bool(special.fdtrc(own.freedom, others.freedom, ratio) < DISAGREE)
         used = own if disagree else others
-    of_subjects = Variance(statistics.standard_error(values, subjects)[0] ** 2, groups - 1)
+    of_subjects = Variance(statistics.standard_error(values, codes)[0] ** 2, groups - 1)
     of_replicates = Variance(used.value / count, used.freedom) if used.freedom else Variance(0.0)
-    if own.freedom and not np.ptp(scores.to_numpy(dtype=float), axis=1).any():
+    if own.freedom and not np.ptp(table, axis=1).any():
         of_replicates = Variance(0.0)  # the same in all replicates: nothing is searched or drawn
-    rest = _rest(scores.to_numpy(dtype=float), codes) if own.freedom else 0.0
+    rest = _rest(table, codes) if own.freedom else 0.0
     parts = (of_subjects.value, of_replicates.value)
     total = max(*parts, sum(parts) - rest)
     spread = sum(
