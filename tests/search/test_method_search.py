@@ -444,7 +444,7 @@ def test_a_search_that_was_stopped_counts_what_it_spent(tmp_path: Path, lab, reg
     assert spent >= 0.24
     lab.search(limit(0.6), tmp_path, "stopped")
     whole = seconds_of(trials(tmp_path, "stopped"))
-    assert sum(whole[:-1]) < 0.6 <= sum(whole)
+    assert sum(whole[:-1]) < 0.6 <= sum(whole) + 0.05  # of the fit that was stopped
     assert len(whole) <= 8
     kept = {one.number: one for one in trials(tmp_path, "stopped")}
     lab.search(limit(0.6), tmp_path, "stopped")
