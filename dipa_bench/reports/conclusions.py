@@ -15,6 +15,7 @@ from dipa_bench.tracking.results import TaskResults
 NEGLIGIBLE = 0.1  # seconds; a fitting time below this is no denominator
 FEW = 10  # subjects, below which intervals are rough
 STILL = 0.02  # dB of validation PSNR: a search that gains so much late has not converged
+TUNED = 24  # settings from which the tuner of solver settings is used (docs/search.md)
 CONTROL = 0.05  # dB; ranges end, so a method may come only so close to what it can be
 WORDS = ("better", "worse", "equivalent", "undecided")
 
@@ -56,6 +57,7 @@ def warnings(board: pd.DataFrame) -> Iterator[str]:
         yield f"{subjects} subjects: intervals are rough"
     if replicates < 2:
         yield "one replicate: intervals hold subjects, not another search or fit (`--replicates 2`)"
+    yield from _untuned(scored)
     for _, row in scored[scored["late_gain"] >= STILL].iterrows():
         yield (
             f"{short(row['method'])} gained {row['late_gain']:.2f} dB in the last quarter of its "
@@ -67,6 +69,20 @@ def warnings(board: pd.DataFrame) -> Iterator[str]:
         yield f"replicates of {short(row['method'])} disagree (standard deviation {spread:.2f} dB)"
     for _, row in scored[scored["reason"].notna()].iterrows():
         yield f"{short(row['method'])}: {short(row['reason'], 200)}"
+
+
+def _untuned(rows: pd.DataFrame) -> Iterator[str]:
+    """Rows with settings of the solver of which too few were tried."""
+    rows = rows[(rows["protocol"] == "tuned") & rows["start"].notna()]
+    few = rows[rows["trials"] / rows["replicates"] < TUNED]
+    cure = f"a difference may be what tuning would bring (`--trials {TUNED}` and more tunes)"
+    if len(few) and len(few) == len(rows):
+        yield f"no row was tuned, none was tried with {TUNED} settings: {cure}"
+        return
+    few = few[few["trials"] > few["replicates"]]  # one trial: nothing of it is searched
+    if len(few):
+        names = ", ".join(short(name) for name in few["method"])
+        yield f"too few settings tried to tune {names}: {cure}"
 
 
 def _unconverged(rows: pd.DataFrame) -> Iterator[str]:

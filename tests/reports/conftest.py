@@ -20,7 +20,7 @@ METHOD = {
     "state": "finished",
     "reason": None,
     "parameters": 0,
-    "trials": 20,
+    "trials": 40,
     "seconds_per_image": 0.5,
     "operator_calls": 20.0,
     "denoiser_calls": 10.0,

@@ -24,8 +24,9 @@ from dipa_bench.reports.comparison import (
     replicate_variance,
     verdicts,
 )
-from dipa_bench.reports.conclusions import conclusions
+from dipa_bench.reports.conclusions import TUNED, conclusions
 from dipa_bench.reports.leaderboard import leaderboard
+from dipa_bench.search.settings_tuner import FEWEST
 from dipa_bench.tracking.results import TaskResults
 
 STUDIES = 120
@@ -243,7 +244,7 @@ def test_a_row_stands_for_its_replicates(replicated: TaskResults) -> None:
     assert gain["psnr"] == pytest.approx((22.0 + 22.2) / 2)
     assert gain["difference"] == pytest.approx((1.0 + 1.1) / 2)
     assert gain["psnr_replicate_std"] == pytest.approx(np.std([22.0, 22.2], ddof=1))
-    assert (gain["study"], gain["replicates"], gain["trials"]) == ("s1", 2, 40)
+    assert (gain["study"], gain["replicates"], gain["trials"]) == ("s1", 2, 80)
     assert gain["fit_seconds"] == pytest.approx(2.0)
     odd = board.loc["odd"]
     assert (odd["state"], odd["replicates"]) == ("finished", 1)
@@ -302,6 +303,29 @@ def test_words_and_warnings_of_a_board(make_results: Callable[..., TaskResults])
     (late,) = (line for line in lines if "last quarter" in line)
     assert late.startswith("warning: unsure gained 0.25 dB in the last quarter of its tuning")
     assert leaderboard(made, margin=2.0).set_index("method").loc["up", "verdict"] == "equivalent"
+
+
+def test_a_board_says_what_was_not_tuned(make_results: Callable[..., TaskResults]) -> None:
+    """Below the number from which settings are tuned; a row whose settings are fixed is not meant,
+    nor one without any, nor published ones."""
+    assert TUNED == FEWEST
+
+    def told(*rows: dict) -> list[str]:
+        psnr = {row["method"]: [20.0, 21.0, 22.0] for row in rows}
+        lines = conclusions(leaderboard(make_results(*rows, psnr=psnr)))
+        return [line for line in lines if "--trials" in line]
+
+    identity, fixed = {"method": "identity"}, {"method": "fixed", "trials": 1}
+    other = {"method": "varnet", "start": None, "trials": 2}
+    assert told(identity, fixed, other) == []
+    assert told(identity, {"method": "few", "trials": 23}, fixed) == [
+        "warning: too few settings tried to tune few: a difference may be what tuning would bring "
+        "(`--trials 24` and more tunes)"
+    ]
+    (line,) = told(identity | {"trials": 1}, fixed, other)
+    assert line.startswith("warning: no row was tuned, none was tried with 24 settings")
+    published = {"protocol": "published", "trials": 1}
+    assert told(identity | published, fixed | published) == []
 
 
 def test_a_row_below_what_it_can_be_has_not_converged(
