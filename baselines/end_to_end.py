@@ -121,7 +121,7 @@ def end_to_end(
         operator="none",
         rule="end-to-end",
         learned=True,
-        supervision=lambda parameters: "ground truth",
+        supervision="ground truth",
         stochastic=True,
         paper=paper,
         fixed_point="none: no iteration of a solver",

@@ -165,7 +165,7 @@ METHOD = Method(
     operator="covariance",
     rule="closed-form",
     learned=True,
-    supervision=lambda parameters: "ground truth",
+    supervision="ground truth",
     fixed_point="another: P re-weights the data term",
     cost=(
         "2 operator calls, 1 denoiser call, one n x n product (structured covariances: 2 calls "
@@ -184,7 +184,7 @@ MAP = Method(
     operator="none",
     rule="closed-form",
     learned=True,
-    supervision=lambda parameters: "ground truth",
+    supervision="ground truth",
     fixed_point="none: no iterations",
     cost="one matrix product with the measurement, without operator or denoiser calls",
     parameters=NoParameters,

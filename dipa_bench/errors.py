@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FEW = 12  # names that fit on a line
+
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the value and the cure (exit code 2)."""
@@ -44,20 +46,22 @@ def brief(error: BaseException, kind: bool = True) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def unknown(kind: str, value: str, valid: Iterable[str]) -> UserError:
+def unknown(kind: str, value: str, valid: Iterable[str], listing: str = "") -> UserError:
     """A `UserError` for a name that is not known, with the nearest valid one.
 
     Args:
         kind: what the name stands for, e.g. ``"method"``.
         value: the name as the user wrote it.
         valid: every name that would have been accepted.
+        listing: the command that lists them, where there is one.
     """
     names = sorted(valid)
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     if near:
-        cure = f"did you mean {near[0]!r}?"
-    elif len(names) <= 12:
-        cure = "choose one of " + ", ".join(names)
+        cure = f"did you mean {near[0]!r}?" + (f" (all: {listing})" if listing else "")
+    elif listing and len(names) > FEW:
+        cure = f"see `{listing}`"
     else:
-        cure = "see `dipa-bench list`"
+        more = f", ... ({len(names)} in all)" if len(names) > FEW else ""
+        cure = "choose one of " + ", ".join(names[:FEW]) + more
     return UserError(f"unknown {kind} {str(value)!r}: {cure}")

@@ -331,7 +331,7 @@ class Method:
         parameters: the hyper-parameters' model; a field `solve: SolveParameters` for a solver's.
         fit: (task, parameters, context) -> Reconstructor. Deterministic given the context's seed.
         learned: whether fitting reads training images.
-        supervision: (parameters) -> what of them it learns from: measurements, ground truth,
+        supervision: what it learns from, or (parameters) -> what: measurements, ground truth,
             teacher, or several with " and " between.
         stochastic: whether a fit depends on its seed.
         solver_free: whether the fit is `context.reconstructor(task, parameters.solve, P)` with a P
@@ -361,7 +361,7 @@ class Method:
     parameters: type[Parameters]
     fit: Callable[[Task, Any, FitContext], Reconstructor]
     learned: bool = False
-    supervision: Callable[[Any], str] = lambda parameters: ""
+    supervision: str | Callable[[Any], str] = ""
     stochastic: bool = False
     solver_free: bool = False
     unrolled: bool = False
@@ -417,7 +417,10 @@ class Method:
         Args:
             parameters: of the method.
         """
-        return (self.supervision(parameters) or "training images") if self.learned else "nothing"
+        if not self.learned:
+            return "nothing"
+        told = self.supervision
+        return (told(parameters) if callable(told) else told) or "training images"
 
     def untrainable(self, task: Task) -> str | None:
         """Why the method cannot be fitted through the task's prior; None where it can."""

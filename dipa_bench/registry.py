@@ -85,7 +85,7 @@ def get(kind: str, name: str) -> Any:
         operator, rule = name.split(JOINT, 1)
         return get("rules", rule).method(get("operators", operator))
     if entry is None:
-        raise unknown(kind[:-1], name, _entries(kind))
+        raise unknown(kind[:-1], name, _entries(kind), f"dipa-bench list {kind}")
     try:
         record = entry.load()
     except (Exception, SystemExit) as error:  # a stranger's package may fail in any way

@@ -36,7 +36,9 @@ def show_registered(kind: str | None, pattern: str) -> None:
             wide_console().print(shown)
             print()
         elif kind:
-            raise unknown(f"{kind[:-1]} pattern", pattern, registry.names(kind))
+            raise unknown(
+                f"{kind[:-1]} pattern", pattern, registry.names(kind), f"dipa-bench list {kind}"
+            )
 
 
 def show_keys(method: str | None) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import typer
 
@@ -19,14 +14,12 @@ from dipa_bench.api import stored_results
 from dipa_bench.cli.console import RESULTS
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.tracking.connection import StoreUnavailable
-from dipa_bench.tracking.location import redacted, resolve_uri, ui_command
+from dipa_bench.tracking.location import redacted, resolve_uri
 from dipa_bench.tracking.results import TaskResults
 from dipa_bench.tracking.store import sync
 
 if TYPE_CHECKING:
     import pandas as pd
-
-GOODBYE = 10.0  # seconds for a server to end
 
 
 @dataclass(frozen=True)
@@ -223,47 +216,3 @@ def send_pending(tracking_uri: str | None, rebuild: bool = False) -> None:
         print(f"not sent: {failure}", file=sys.stderr)
     if report.failed:
         raise typer.Exit(1)
-
-
-def start_ui(port: int, tracking_uri: str | None) -> None:
-    """Runs MLflow's server on this machine until it is stopped."""
-    uri = resolve_uri(tracking_uri, Path.cwd())
-    command = ui_command(uri, port)
-    print(f"MLflow on http://127.0.0.1:{port} (store {redacted(uri)}); Ctrl-C stops it", flush=True)
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment = quiet | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
-    server = subprocess.Popen(command, env=environment, start_new_session=True)
-    try:
-        for task, address in _addresses(uri, port):
-            print(f"{task}, best first: {address}", flush=True)
-        code = server.wait()
-    except KeyboardInterrupt:
-        _end(server)
-        return
-    if code:
-        raise typer.Exit(code)
-
-
-def _addresses(uri: str, port: int) -> Iterator[tuple[str, str]]:
-    """Each task's runs on MLflow's pages, which else open on those for language models."""
-    from dipa_bench.tracking.connection import connect, guarded
-    from dipa_bench.tracking.mlflow_format import EXPERIMENT
-
-    order = quote("metrics.`test/psnr`", safe="")
-    query = f"workflowType=machine_learning&orderByKey={order}&orderByAsc=false"
-    with suppress(StoreUnavailable), guarded(uri):
-        for experiment in connect(uri).search_experiments():
-            if experiment.name.startswith(EXPERIMENT):
-                place = f"#/experiments/{experiment.experiment_id}/runs?{query}"
-                yield experiment.name.removeprefix(EXPERIMENT), f"http://127.0.0.1:{port}/{place}"
-
-
-def _end(server: subprocess.Popen) -> None:
-    """Ends a server with the processes that it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(GOODBYE)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()

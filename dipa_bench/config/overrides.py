@@ -49,7 +49,7 @@ def _matching(part: str, entries: Mapping[str, Any]) -> list[str]:
     own = [name for name in entries if fnmatch.fnmatchcase(name, shell)]
     others = [name for name in registry.names("methods", shell) if name not in entries]
     if not own and not others:
-        raise unknown("method", part, {*entries, *registered})
+        raise unknown("method", part, {*entries, *registered}, "dipa-bench list methods")
     return own + [name for name in others if _loads(name)]
 
 
@@ -147,8 +147,7 @@ def _unknown(key: str, entries: Mapping[str, Any]) -> UserError:
     """About a key that nothing has: the nearest, and where all of them are listed."""
     owner = next((entry for entry in entries if key.startswith(f"{entry}.")), None)
     method = f" {entries[owner].get('method') or owner}" if owner else ""
-    found = unknown("key in --set", key, _settable(entries))
-    return UserError(f"{found} (all: dipa-bench list parameters{method})")
+    return unknown("key in --set", key, _settable(entries), f"dipa-bench list parameters{method}")
 
 
 def _settable(entries: Mapping[str, Any]) -> list[str]:

@@ -60,7 +60,7 @@ class RuleSpec:
     largest: int | None = None
     stochastic: bool = False
     unrolled: bool = False
-    supervision: Callable[[Any], str] = lambda parameters: ""
+    supervision: str | Callable[[Any], str] = ""
     narrow: Callable[[OperatorSpec, Task, dict[str, Search]], dict[str, Search]] = (
         lambda operator, task, found: found
     )

@@ -1,11 +1,10 @@
-"""`dipa-bench ui` ends its server with itself."""
+"""`dipa-bench ui` says where runs are, and ends its server with itself."""
 
 from __future__ import annotations
 
 import signal
 import socket
 import time
-import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -14,25 +13,32 @@ import psutil
 import pytest
 from commands import Command
 
+from dipa_bench.tracking.connection import connect
+from dipa_bench.tracking.location import sqlite_uri
+
 PATIENCE = 90  # seconds for the server to answer
 
 
 @pytest.mark.slow
-def test_a_terminated_ui_leaves_no_server_running(work: Path) -> None:
+def test_a_ui_says_where_runs_are_and_leaves_no_server_running(work: Path) -> None:
+    key = connect(sqlite_uri(work / "mlflow.db")).create_experiment("dipa-bench/sr")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    (work / "log").touch()
     process = Command(["ui", "--port", str(port)], work, log=work / "log")
     started: list[psutil.Process] = []
     try:
         end = time.monotonic() + PATIENCE
-        while True:
-            with suppress(urllib.error.URLError, OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            assert process.poll() is None, (work / "log").read_text()
+        while "best first" not in (log := (work / "log").read_text()):
+            assert process.poll() is None, log
             assert time.monotonic() < end, "the server never answered"
             time.sleep(0.1)
+        (line,) = (line for line in log.splitlines() if "best first" in line)
+        home = f"http://127.0.0.1:{port}"
+        assert line.startswith(f"sr, best first: {home}/#/experiments/{key}/runs?workflowType=")
+        with urllib.request.urlopen(f"{home}/health", timeout=20) as answer:
+            assert answer.status == 200
         started = psutil.Process(process.pid).children(recursive=True)
         assert started
         process.send_signal(signal.SIGTERM)

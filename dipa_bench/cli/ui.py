@@ -1,0 +1,84 @@
+"""MLflow's own pages on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import typer
+
+from dipa_bench.tracking.location import redacted, resolve_uri, ui_command
+from dipa_bench.tracking.mlflow_format import EXPERIMENT
+
+GOODBYE = 10.0  # seconds for a server to end
+PAUSE = 0.2  # seconds between two looks whether it answers
+QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+SORTED = quote("metrics.`test/psnr`", safe="")
+QUERY = f"workflowType=machine_learning&orderByKey={SORTED}&orderByAsc=false"
+
+
+def start_ui(port: int, tracking_uri: str | None, browser: bool) -> None:
+    """Runs MLflow's server until it is stopped; says where each task's runs are once it answers.
+
+    Args:
+        port: on 127.0.0.1.
+        tracking_uri: of the store; None for the usual one.
+        browser: whether the first of these pages is opened.
+
+    Raises:
+        typer.Exit: the server ended by itself, with its exit code.
+    """
+    uri = resolve_uri(tracking_uri, Path.cwd())
+    home = f"http://127.0.0.1:{port}"
+    print(f"MLflow on {home} (store {redacted(uri)}); Ctrl-C stops it", flush=True)
+    environment = QUIET | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
+    server = subprocess.Popen(ui_command(uri, port), env=environment, start_new_session=True)
+    try:
+        while server.poll() is None and (tasks := _tasks(home)) is None:
+            time.sleep(PAUSE)
+        if server.poll() is None:
+            pages = {
+                name: f"{home}/#/experiments/{key}/runs?{QUERY}" for name, key in tasks.items()
+            }
+            for task, address in pages.items():
+                print(f"{task}, best first: {address}", flush=True)
+            if browser:
+                webbrowser.open(next(iter(pages.values()), home))
+        code = server.wait()
+    except KeyboardInterrupt:
+        _end(server)
+        return
+    if code:
+        raise typer.Exit(code)
+
+
+def _tasks(home: str) -> dict[str, str] | None:
+    """Task to its experiment's id, from the server; None where it does not answer yet."""
+    asked = urllib.request.Request(
+        f"{home}/api/2.0/mlflow/experiments/search",
+        json.dumps({"max_results": 1000, "filter": f"name LIKE '{EXPERIMENT}%'"}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with suppress(OSError, ValueError), urllib.request.urlopen(asked, timeout=10) as answer:
+        found = json.load(answer).get("experiments", [])
+        return {one["name"].removeprefix(EXPERIMENT): one["experiment_id"] for one in found}
+    return None
+
+
+def _end(server: subprocess.Popen) -> None:
+    """Ends a server with the processes that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    try:
+        server.wait(GOODBYE)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
