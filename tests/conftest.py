@@ -50,6 +50,10 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PROCESSES = "tests/cli/processes/"
+LONGEST = (
+    *(PROCESSES, "tests/cli/test_tasks.py", "tests/cli/test_archive.py", "tests/cli/test_apply.py"),
+    *("tests/tracking/test_store.py", "tests/search/test_method_search.py", "tests/test_api.py"),
+)
 
 
 def group_of(nodeid: str) -> str:
@@ -81,8 +85,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest group begins first."""
-    items.sort(key=lambda item: group_of(item.nodeid) != PROCESSES)
+    """The longest groups begin first, so that no worker is left with one at the end."""
+    order = {group: place for place, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(group_of(item.nodeid), len(LONGEST)))
 
 
 BESIDE = Path(__file__).parents[2] / "shared" / "weights"
