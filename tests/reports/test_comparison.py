@@ -213,6 +213,16 @@ def test_replicates_are_paired_with_replicates() -> None:
     assert part.shape == (2, 1) and unpaired == 1
 
 
+def test_replicates_are_paired_with_their_own() -> None:
+    """Of those that both rows have, whatever their order and whichever one of them lacks."""
+    images = pd.MultiIndex.from_tuples([("a", "i"), ("b", "j")], names=["subject", "image"])
+    theirs = pd.DataFrame([[20.0, 30.0, 40.0], [21.0, 31.0, 41.0]], images, [0, 1, 2])
+    ours = pd.DataFrame([[43.0, 33.0], [44.0, 34.0]], images, [2, 1])
+    found, unpaired = differences(ours, theirs)
+    assert (sorted(found.columns), unpaired) == ([1, 2], 0)
+    assert (found == 3.0).all(axis=None)
+
+
 # ---------------------------------------------------------------------------- on the board
 
 

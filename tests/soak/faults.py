@@ -558,6 +558,34 @@ FAULTS = [
         "if not client:",
         "tests/runs/test_restore.py",
     ),
+    Fault(
+        "conjugate gradients forget the direction before",
+        "dipa_bench/linear_algebra.py",
+        "direction = residual + following / torch.where(energy > 0, energy, 1) * direction",
+        "direction = residual",
+        "tests/test_linear_algebra.py",
+    ),
+    Fault(
+        "an item that has arrived goes on beside the others",
+        "dipa_bench/linear_algebra.py",
+        "going = going & (following > tolerance**2)",
+        "going = going & (following > 0)",
+        "tests/test_linear_algebra.py",
+    ),
+    Fault(
+        "a row with few settings is not told",
+        "dipa_bench/reports/conclusions.py",
+        'few = rows[rows["trials"] / rows["replicates"] < TUNED]',
+        'few = rows[rows["trials"] < 0]',
+        "tests/reports/test_comparison.py",
+    ),
+    Fault(
+        "images are taken for those of another replicate",
+        "dipa_bench/reports/leaderboard.py",
+        "assign(replicate=replicates[order])",
+        "assign(replicate=replicates[::-1])",
+        "tests/reports/test_comparison.py",
+    ),
 ]
 
 
