@@ -83,6 +83,21 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     assert {row["method"]: row["runs"] for row in rows}["ldipa"] == 4  # images
     assert "unknown format 'pdf'" in call("profile", "--task", "sr", "--format", "pdf").line
 
+    gained = {row["method"]: row["difference"] for row in board}["ldipa"]
+    pair = call("compare", "ldipa", "identity", "--task", "sr", "--output", "pair.html")
+    assert (pair.code, pair.err) == (0, "")
+    assert f"{gained:+.2f}" in pair.out
+    assert pair.out.splitlines()[-1] == "wrote pair.html: open it in a browser"
+    assert (work / "pair.html").stat().st_size > 10_000
+    assert (
+        "unknown row 'ldpa': did you mean 'ldipa'"
+        in call("compare", "ldpa", "identity", "--task", "sr").line
+    )
+    pivoted = call("leaderboard", "--task", "sr", "--pivot", "study", "--format", "json").out
+    assert {row["method"]: row["all"] for row in json.loads(pivoted)}.keys() == set(given) | {
+        "scalar"
+    }
+
     page = call("dashboard", "--task", "sr")
     assert page.code == 0
     assert "wrote dashboard-sr.html" in page.out
