@@ -132,10 +132,9 @@ class _ImageRows:
         if images.empty or methods.empty:
             return
         self._places = images.groupby(KEYS, sort=False).indices
-        finished = methods[methods["state"] == "finished"]
-        columns = (finished[name] for name in ("study", "method", "replicate"))
-        bases = base_studies(methods)[finished.index]
-        for study, method, number, base in zip(*columns, bases, strict=True):
+        done = methods["state"] == "finished"
+        columns = [methods.loc[done, name] for name in ("study", "method", "replicate")]
+        for study, method, number, base in zip(*columns, base_studies(methods)[done], strict=True):
             for shown in {study, base}:
                 self._finished.setdefault((shown, method), {})[study] = number
 
