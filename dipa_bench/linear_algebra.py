@@ -52,7 +52,7 @@ def conjugate_gradients(
             iterations end with the last one. At 0 all N are made.
     """
     scale = norm(right)
-    found = unit = right / scale.clamp_min(torch.finfo(right.dtype).tiny)
+    unit = right / scale.clamp_min(torch.finfo(right.dtype).tiny)
     for found, energy in islice(iterates(product, unit, tolerance), iterations):  # noqa: B007
         if tolerance and not energy.any():
             break

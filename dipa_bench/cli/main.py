@@ -490,13 +490,13 @@ def take_in(
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
-    open: Annotated[bool, typer.Option("--open", help="Open them in a browser.")] = False,
+    browser: Annotated[bool, typer.Option("--open", help="Open them in a browser.")] = False,
     tracking_uri: UriOption = None,
 ) -> None:
     """Start MLflow's own pages on this machine."""
     from dipa_bench.cli.ui import start_ui
 
-    start_ui(port, tracking_uri, open)
+    start_ui(port, tracking_uri, browser)
 
 
 @app.command()

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 import webbrowser
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import quote
 
@@ -61,16 +63,21 @@ def start_ui(port: int, tracking_uri: str | None, browser: bool) -> None:
 
 
 def _tasks(home: str) -> dict[str, str] | None:
-    """Task to its experiment's id, from the server; None where it does not answer yet."""
+    """Task to its experiment's id, none where the answer is no list; None before there is one."""
     asked = urllib.request.Request(
         f"{home}/api/2.0/mlflow/experiments/search",
         json.dumps({"max_results": 1000, "filter": f"name LIKE '{EXPERIMENT}%'"}).encode(),
         {"Content-Type": "application/json"},
     )
-    with suppress(OSError, ValueError), urllib.request.urlopen(asked, timeout=10) as answer:
-        found = json.load(answer).get("experiments", [])
-        return {one["name"].removeprefix(EXPERIMENT): one["experiment_id"] for one in found}
-    return None
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(asked, timeout=10) as answer:
+            found = json.load(answer).get("experiments", [])
+    except (urllib.error.HTTPError, HTTPException, ValueError):
+        return {}
+    except OSError:
+        return None
+    return {one["name"].removeprefix(EXPERIMENT): one["experiment_id"] for one in found}
 
 
 def _end(server: subprocess.Popen) -> None:

@@ -13,6 +13,7 @@ from dipa_bench import names, statistics
 from dipa_bench.errors import UserError, unknown
 from dipa_bench.reports import comparison
 from dipa_bench.tracking.results import TaskResults
+from dipa_bench.tracking.tables import KEYS
 
 PROTOCOLS = ("tuned", "published")
 ENDS = ("", "_low", "_high", "_difference", "_difference_low", "_difference_high")
@@ -34,7 +35,6 @@ COLUMNS = (
 )
 LEAST = 3  # degrees of freedom from which rows of one kind, trained or not, speak for themselves
 REFERENCE = "identity"
-KEYS = ["study", "method"]
 NOWHERE = np.array([], dtype=int)
 NO_SCORES = pd.DataFrame()
 Row = dict[Hashable, Any]

@@ -240,7 +240,7 @@ def _frame(rows: list[dict[str, Any]], columns: dict[str, type]) -> pd.DataFrame
 
 
 def _table(path: Path, columns: dict[str, type], labels: dict[str, str]) -> pd.DataFrame:
-    """A Parquet file as the rows of one study and method; pandas takes five times as long."""
+    """A Parquet file as the rows of one study and method; `pandas.read_parquet` takes longer."""
     from pyarrow.parquet import read_table
 
     table, arrays = read_table(path, use_threads=False), {}
