@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import NoneType
 from typing import Any, Protocol, TypeVar, get_args
 
@@ -163,18 +164,27 @@ class Key:
     meaning: str
 
 
-def declared(
+@lru_cache(maxsize=1024)  # asked for every trial
+def declared(model: type[Parameters], solver: str) -> tuple[Declared, ...]:
+    """Every hyper-parameter of `model` that exists with `solver`, in order of declaration.
+
+    Args:
+        model: of the parameters.
+        solver: ``pnp-fista`` or ``red-fista``.
+    """
+    return tuple(_declared(model, solver))
+
+
+def _declared(
     model: type[Parameters],
     solver: str,
     prefix: str = "",
     outer: Parameters | None = None,
     when: When | None = None,
 ) -> Iterator[Declared]:
-    """Every hyper-parameter of `model` that exists with `solver`, in order of declaration.
+    """As `declared`.
 
     Args:
-        model: of the parameters.
-        solver: ``pnp-fista`` or ``red-fista``.
         prefix: of the paths.
         outer: an instance of `model` whose values are the defaults, if the model's own are not.
         when: the condition under which all of `model` counts.
@@ -189,7 +199,7 @@ def declared(
             nested = default if isinstance(default, Parameters) else None
             own = next((item for item in field.metadata if isinstance(item, When)), None)
             inner = when if own is None else When(f"{prefix}{own.name}", own.value)
-            yield from declared(annotation, solver, f"{path}.", nested, inner)
+            yield from _declared(annotation, solver, f"{path}.", nested, inner)
             continue
         search = next((item for item in field.metadata if isinstance(item, Search)), None)
         if search is None or search.solver in (None, solver):

@@ -14,11 +14,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from covering import beyond_default
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads would only wait
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
 os.fsync = lambda descriptor: None  # no test is about a power cut; a small study waits 300 times
 gc.set_threshold(20_000, 20, 100)  # else a twentieth of the suite's time, beside torch and MLflow
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: later collections of garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """pytest collects garbage five times at its end, for warnings; once is enough."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,8 +97,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Groups(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest groups begin first, so that no worker is left with one at the end."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="also what is marked exhaustive, and all combinations of what is marked covering",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is for `--exhaustive`; the longest groups begin first, so that no worker is
+    left with one at the end.
+    """
+    if not config.getoption("exhaustive"):
+        left_out = beyond_default(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
     order = {group: place for place, group in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(group_of(item.nodeid), len(LONGEST)))
 

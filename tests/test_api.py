@@ -124,6 +124,7 @@ def test_an_operator_comes_back(finished: dipa_bench.Results, there: Path) -> No
     assert type(finished.load("identity", "cpu").operator) is Identity
 
 
+@pytest.mark.exhaustive
 def test_a_table_says_the_same_as_arguments(finished: dipa_bench.Results, there: Path) -> None:
     """And the callback hears of every run."""
 
@@ -200,7 +201,6 @@ def test_without_a_store_the_board_is_there_too(there: Path) -> None:
     assert found.leaderboard["psnr"].notna().all()
 
 
-@pytest.mark.slow
 def test_the_notebook_of_the_docs(there: Path) -> None:
     """It runs as it is, and ends in a table and a picture."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -218,7 +218,6 @@ def test_the_notebook_of_the_docs(there: Path) -> None:
     assert any("image/png" in found.get("data", {}) for found in outputs)
 
 
-@pytest.mark.slow
 def test_the_example_of_the_readme(
     tmp_path: Path, empty_database: Path, monkeypatch, capsys
 ) -> None:

@@ -39,6 +39,7 @@ class TestPolynomial(PreconditionerContract):
         return build(task, PolynomialParameters(family=self.family, degree=self.degree))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", registry.names("operators"))
 class TestLearnedOperators(PreconditionerContract):
     """Two entries each, away from the identity."""
@@ -92,6 +93,7 @@ END_TO_END = [name for name in METHODS if registry.get("methods", name).rule == 
 NETWORKS = [name for name in METHODS if name.startswith("ndipa")]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", sorted({*METHODS} - {*NETWORKS, *END_TO_END}))
 class TestMethods(MethodContract):
     @pytest.fixture(autouse=True)
@@ -99,7 +101,7 @@ class TestMethods(MethodContract):
         type(self).name = name
 
 
-@pytest.mark.slow
+@pytest.mark.covering
 @pytest.mark.parametrize("name", END_TO_END)
 class TestEndToEnd(MethodContract):
     @pytest.fixture(autouse=True)
@@ -107,7 +109,7 @@ class TestEndToEnd(MethodContract):
         type(self).name = name
 
 
-@pytest.mark.slow
+@pytest.mark.covering
 @pytest.mark.parametrize("name", NETWORKS)
 class TestNetworkMethods(MethodContract):
     tasks = ("sr", "mri")
@@ -117,6 +119,7 @@ class TestNetworkMethods(MethodContract):
         type(self).name = name
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", registry.names("priors"))
 class TestPriors(PriorContract):
     @pytest.fixture(autouse=True)

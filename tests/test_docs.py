@@ -68,6 +68,7 @@ def test_links_lead_somewhere():
             assert (place / link).exists(), link
 
 
+@pytest.mark.exhaustive
 def test_embedded_datasets_have_their_stated_sizes():
     from dipa_bench.data.load import load
 

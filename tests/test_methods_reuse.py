@@ -67,10 +67,14 @@ def test_the_analytic_methods_say_so():
     ]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("name", "task_name", "solver"),
     [
-        (name, TASKS[(first + second) % len(TASKS)], ("pnp-fista", "red-fista")[second])
+        pytest.param(
+            *(name, TASKS[(first + second) % len(TASKS)], ("pnp-fista", "red-fista")[second]),
+            marks=[pytest.mark.exhaustive] if name == "lmmse-preconditioner" and second else [],
+        )
         for first, name in enumerate(FREE)
         for second in range(2)
     ],

@@ -129,6 +129,7 @@ def defined(network, found, true):
     return total
 
 
+@pytest.mark.exhaustive
 @torch.no_grad()
 def test_lpips_is_what_it_is_defined_to_be(alexnet):
     generator = torch.Generator().manual_seed(0)
@@ -145,6 +146,7 @@ def test_lpips_is_what_it_is_defined_to_be(alexnet):
     assert lpips(found, truth).isnan().tolist() == [False, True, False]
 
 
+@pytest.mark.exhaustive
 def test_lpips_is_left_out_where_it_is_not_known(alexnet):
     """Of small images, and without weights, which no study fetches."""
     images = torch.zeros(1, 1, 32, 32)

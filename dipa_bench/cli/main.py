@@ -6,6 +6,8 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -522,7 +524,7 @@ def main() -> None:
 def _run() -> int:
     try:
         with loading_told():
-            code = app(prog_name="dipa-bench", standalone_mode=False) or 0
+            code = _command()(prog_name="dipa-bench", standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer's answer to Ctrl-C
             print("stopped", file=sys.stderr)
         return code
@@ -533,6 +535,12 @@ def _run() -> int:
     except (Stopped, KeyboardInterrupt, typer.Abort) as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+@cache
+def _command() -> Callable[..., int | None]:
+    """All commands, read from their signatures once."""
+    return typer.main.get_command(app)
 
 
 def _stop(signum: int, frame: object) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def describe(device: torch.device) -> dict[str, str | int | bool | None]:
     }
 
 
+@cache
 def installed(name: str) -> str | None:
     """The version of an installed distribution."""
     try:

@@ -289,6 +289,7 @@ def test_a_later_format_and_no_archives(packed: Path, tmp_path: Path) -> None:
     assert "cannot be read" in refused(tmp_path, studies)
 
 
+@pytest.mark.exhaustive
 def test_bombs_are_not_unpacked(packed: Path, tmp_path: Path, monkeypatch) -> None:
     studies = tmp_path / "new" / "studies"
     monkeypatch.setattr(archive, "SPARE", 1 << 20)
@@ -354,6 +355,7 @@ def keys(uri: str) -> list[str]:
     return sorted(run.data.tags["dipa.key"] for run in found)
 
 
+@pytest.mark.exhaustive
 def test_a_rebuilt_store_has_every_run_once(root: Path, uri: str, empty_database: Path) -> None:
     assert sync(root, uri).sent == 11
     before = keys(uri)
@@ -382,6 +384,7 @@ def test_a_rebuild_brings_runs_up_to_date(root: Path, uri: str) -> None:
     assert run.data.metrics["test/psnr"] == 30.0
 
 
+@pytest.mark.exhaustive
 def test_an_import_is_recognised_by_a_store_that_has_it(
     root: Path, folder: Path, uri: str, tmp_path: Path
 ) -> None:

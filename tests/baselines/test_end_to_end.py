@@ -277,6 +277,7 @@ def test_published_restormer_is_deepinvs_default():
 # --------------------------------------------------------------------------------------- all
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("name", "task_name"), PAIRS)
 def test_training_lowers_the_loss(name, task_name, context):
     """And the validation PSNR rises above that of the untrained network."""
@@ -290,6 +291,7 @@ def test_training_lowers_the_loss(name, task_name, context):
     assert not any(part.requires_grad for part in made.module.parameters())
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("name", "task_name"), PAIRS)
 def test_every_number_is_reached_by_the_loss(name, task_name, context):
     task = small_task(task_name)
@@ -306,6 +308,7 @@ SHIFTS = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("name", "task_name"), PAIRS)
 def test_restored_as_it_was_and_at_other_settings(name, task_name, context):
     """Bit for bit at its own setting; at another it follows the operator at hand."""

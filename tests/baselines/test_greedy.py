@@ -277,6 +277,7 @@ def test_no_step_raises_its_objective(module, name, dtype, context):
             state = solver.advance(state, operator)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("module", MODULES[1:], ids=lambda module: module.METHOD.name)
 @pytest.mark.parametrize("name", ["cs", "mri"])
 @pytest.mark.parametrize("start", ["adjoint", "zero", "preconditioned"])

@@ -189,6 +189,7 @@ def projecting(task, from_matrix, scale=0.3):
     return replace(task, operators=Operators(physics, (), "none"))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("start", ["zero", "adjoint", "preconditioned"])
 @pytest.mark.parametrize("degree", [1, 2, 5])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -82,8 +82,9 @@ def test_unit_step_is_the_fixed_point_method(problem):
     np.testing.assert_allclose(found.flatten(1), expected, atol=1e-9)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("metric", ["scalar", "sr1"])
-@pytest.mark.parametrize("inner", [2, 12])
+@pytest.mark.parametrize("inner", [2, pytest.param(12, marks=pytest.mark.exhaustive)])
 def test_keeps_the_fixed_point(metric, inner, problem):
     """Started there it stays, however inexact the inner solve; started elsewhere it arrives."""
     a, w, y, physics = problem

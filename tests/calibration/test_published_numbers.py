@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from published_runs import CS, SR, digits, faces, pooled
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 IMAGES = 12
 
 

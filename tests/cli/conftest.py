@@ -13,6 +13,8 @@ import pytest
 import small_study
 
 from dipa_bench.cli.main import main
+from dipa_bench.execution import sending
+from dipa_bench.tracking.store import SyncReport
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,22 @@ class Done:
         assert self.err.startswith("dipa-bench: ")
         assert "Traceback" not in self.err + self.out
         return self.err
+
+
+class Nowhere:
+    """In place of MLflow, for tests of what a study does and not of what it sends."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def send_method(self, folder: Path) -> SyncReport:
+        return SyncReport()
+
+
+@pytest.fixture
+def unsent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies send nothing to MLflow."""
+    monkeypatch.setattr(sending, "Store", Nowhere)
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +74,12 @@ def furnish(empty_database: Path) -> Callable[[Path], Path]:
 def run_there() -> Callable[..., None]:
     """Runs commands that succeed in a folder, for what several tests share."""
 
-    def run(folder: Path, *commands: list[str]) -> None:
+    def run(folder: Path, *commands: list[str], sent: bool = True) -> None:
         sys.modules.pop("den", None)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
+            if not sent:
+                patch.setattr(sending, "Store", Nowhere)
             for command in commands:
                 patch.setattr(sys, "argv", ["dipa-bench", *command])
                 with pytest.raises(SystemExit) as caught:

@@ -41,13 +41,12 @@ def finished(
     tmp_path_factory, furnish: Callable[[Path], Path], small: list[str], run_there
 ) -> Path:
     """A folder with small finished studies, made once."""
-    folder, commands = furnish(tmp_path_factory.mktemp("finished")), []
+    folder = furnish(tmp_path_factory.mktemp("finished"))
     for name, (task, methods, sets) in STUDIES.items():
         more = [part for text in (*sets, "solve.start=adjoint") for part in ("--set", text)]
         command = ["study", *small, "--methods", methods, "--trials", "1", "--name", name]
         command[command.index("sr")] = task
-        commands.append([*command, *more])
-    run_there(folder, *commands)
+        run_there(folder, [*command, *more], sent=name == "one")
     return folder
 
 

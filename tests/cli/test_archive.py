@@ -86,7 +86,7 @@ def test_a_study_moves_and_goes_on(
     assert records.read(work / "mlruns/studies" / NAME / "ldipa").study == NAME
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_goes_on_as_it_would_have_there(
     packed: Path, images: Path, small, work: Path, study, call, tmp_path, furnish, monkeypatch
 ) -> None:
@@ -105,6 +105,7 @@ def test_it_goes_on_as_it_would_have_there(
             assert ours.metrics["val/psnr"] == theirs.metrics["val/psnr"]
 
 
+@pytest.mark.exhaustive
 def test_another_name_and_the_images_beside(
     packed: Path, board: list[dict], images: Path, work: Path, small, study, call
 ) -> None:
@@ -263,6 +264,7 @@ def test_outputs_that_cannot_be_written(there: Path, tmp_path: Path, call, monke
     assert "Not a directory" in call("export", NAME, "--output", tmp_path / "file" / "a.zip").line
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("journal", ["kept", "lost"])
 def test_a_study_that_was_killed_goes_on_elsewhere(
     journal: str, packed: Path, board, images: Path, work: Path, study, call, furnish, monkeypatch
@@ -306,7 +308,7 @@ def test_mlflow_is_rebuilt_from_the_records(
     assert "0 runs sent, 10 were there already" in call("sync").out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_database_that_was_deleted_comes_back(packed: Path, board, work: Path, call) -> None:
     call("import", packed, "--trust-code")
     (work / "mlflow.db").unlink()

@@ -113,6 +113,7 @@ def test_a_study_its_leaderboard_and_its_dashboard(study, call, work: Path) -> N
     assert json.loads(store.out) == board
 
 
+@pytest.mark.exhaustive
 def test_a_hostile_name_goes_all_the_way(study, call, work: Path) -> None:
     name = "<script>alert(1)<!-- [x](y) |"
     refused = study("--methods", "identity", "--name", "<script>alert(1)</script>")
@@ -189,6 +190,7 @@ def test_a_stop_that_a_library_trips_over_is_a_stop(
     )
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_with_one_line_and_the_same_command_goes_on(
     number: int, study, work: Path, monkeypatch: pytest.MonkeyPatch
@@ -236,6 +238,7 @@ def test_two_at_once(study, work: Path) -> None:
 # ---------------------------------------------------------------------------- disks
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_refuses_ends_in_one_line_and_nothing_finished_is_lost(
     code: int, study, call, work: Path, monkeypatch: pytest.MonkeyPatch

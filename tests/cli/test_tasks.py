@@ -19,7 +19,7 @@ from dipa_bench.tracking.connection import connect
 from dipa_bench.tracking.location import sqlite_uri
 
 RNG = np.random.default_rng(0)
-ROWS = "identity,hessian,polynomial,ldipa,adjoint"
+ROWS = "identity,hessian,polynomial,ldipa"
 SMALL = {
     "problem.prior": "den:smooth",
     "problem.size": 16,
@@ -97,7 +97,7 @@ def command(task: str, *more: str, rows: str = ROWS, **settings: object) -> list
 
 
 @pytest.fixture
-def run(call, work):
+def run(call, work, unsent):
     """Runs a study of a second in a folder of its own."""
 
     def study(task: str, *more: str, **options: object):
@@ -113,7 +113,7 @@ def embedded(tmp_path_factory, furnish, run_there):
     @functools.cache
     def folder(task: str) -> Path:
         made = furnish(tmp_path_factory.mktemp(task))
-        run_there(made, command(task, "--seed", "3"))
+        run_there(made, command(task, "--seed", "3"), sent=False)
         return made
 
     return folder
@@ -134,8 +134,8 @@ def check(call, task: str) -> dict[str, dict]:
     return rows
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["mri", "cs", "deblur", "sr"])
+@pytest.mark.exhaustive(after=2)
+@pytest.mark.parametrize("task", ["mri", "cs", "sr", "deblur"])
 def test_embedded_images(call, embedded, monkeypatch, task):
     """Identity, Hessian, polynomial and a learned P are ranked on what comes with the package."""
     monkeypatch.chdir(embedded(task))
@@ -174,10 +174,10 @@ def test_the_record_holds_the_mask(embedded):
         assert len(columns) == 4 and notes["measured share"] == 0.25
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize(
     ("task", "make", "way"),
-    [("mri", fastmri, "path"), ("cs", mnist, "root"), ("sr", celeba, "path")],
+    [("cs", mnist, "root"), ("mri", fastmri, "path"), ("sr", celeba, "path")],
 )
 def test_folders_laid_out_as_the_real_datasets(call, run, work, tmp_path, task, make, way):
     """``--dataset NAME:PATH``, and ``--dataset NAME`` with ``--data-root``."""
@@ -190,6 +190,7 @@ def test_folders_laid_out_as_the_real_datasets(call, run, work, tmp_path, task, 
     assert {row["state"] for row in board(call, task).values()} == {"finished"}
 
 
+@pytest.mark.exhaustive
 def test_another_seed_draws_another_mask(run, work):
     """16 columns leave room for that."""
     run("mri", rows="identity", problem__size=32)
@@ -199,6 +200,7 @@ def test_another_seed_draws_another_mask(run, work):
     assert found[0]["mask columns"] != found[1]["mask columns"]
 
 
+@pytest.mark.exhaustive
 def test_colour(call, run):
     """A gray prior works channel by channel; P is shared by the channels."""
     done = run(
@@ -247,9 +249,9 @@ def test_operators_of_ones_own(call, run, work, optics):
     assert done.code == 0 and "agrees exactly" in done.out
 
 
-def test_a_store_may_not_choose_what_is_imported(call, run, work, optics, monkeypatch):
+def test_a_store_may_not_choose_what_is_imported(call, work, optics, monkeypatch):
     """From elsewhere, a run's id alone does not import its operators."""
-    run("custom", rows="identity", **optics)
+    call(*command("custom", rows="identity", **optics))
     client = connect(sqlite_uri(work / "mlflow.db"))
     experiment = client.get_experiment_by_name("dipa-bench/custom")
     [found] = client.search_runs([experiment.experiment_id], "tags.`dipa.kind` = 'method'")
@@ -259,8 +261,8 @@ def test_a_store_may_not_choose_what_is_imported(call, run, work, optics, monkey
     assert "names code to import" in line and "optics:pair" in line
 
 
-@pytest.mark.slow
-def test_the_example_of_operators_of_ones_own(call, work):
+@pytest.mark.exhaustive
+def test_the_example_of_operators_of_ones_own(call, work, unsent):
     """Sparse-view CT, `--config ct`: the classical preconditioners finish beside L-DIPA."""
     sets = SMALL | {"problem.dataset": "faces"}
     flat = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
@@ -289,6 +291,7 @@ def test_what_cannot_be_studied_is_refused(run, task, more, message):
     assert message in run(task, *more).line
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("prior", ["nlm", "tv"])
 def test_dry_runs_train_only_where_a_row_does(run, prior, monkeypatch):
     """Without gradients through the prior, or with a P too large for the machine, it is skipped."""

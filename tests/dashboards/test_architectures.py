@@ -226,6 +226,7 @@ def test_the_page_shows_importance_only_from_enough_trials(
     assert heading in _page(make_results(trials=14))
 
 
+@pytest.mark.exhaustive
 def test_a_study_without_different_sizes_has_no_such_figures(
     make_results: Callable[..., TaskResults],
 ) -> None:

@@ -183,6 +183,7 @@ def test_hostile_names_stay_text(make_results: Make, tmp_path: Path) -> None:
     assert texts and {tag for text in texts for tag in re.findall("<[^>]*>", text)} <= {"<br>"}
 
 
+@pytest.mark.exhaustive
 def test_long_and_odd_names_are_shown(make_results: Make, tmp_path: Path) -> None:
     odd = written(make_results(rename=lambda name: "x" * 5000 + f"\x00\u202e{name}"), tmp_path)
     assert "x" * 50 in odd.text

@@ -116,6 +116,7 @@ def test_repeats_are_lines_of_one_section(make_results, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.exhaustive
 def test_the_page_needs_no_network_and_no_trials(make_results, tmp_path: Path) -> None:
     results = make_results()
     text = write_dashboard(results, tmp_path / "a.html").read_text("utf-8")
@@ -127,6 +128,7 @@ def test_the_page_needs_no_network_and_no_trials(make_results, tmp_path: Path) -
     assert TITLE not in write_dashboard(hopeless, tmp_path / "c.html").read_text("utf-8")
 
 
+@pytest.mark.exhaustive
 def test_hostile_names_stay_text(make_results, tmp_path: Path) -> None:
     name = "<script>alert(1)</script>%{x}"
     results = repeated(make_results(rename=lambda text: text and f"{name}{text}"))

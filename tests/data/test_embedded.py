@@ -73,6 +73,7 @@ def test_digits_are_those_of_the_table(digits, rows):
             np.testing.assert_allclose(part.pixels[position, 0], expected, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_digits_enlarged_keep_their_place(digits):
     """At 32 x 32 they are what PyTorch's linear interpolation of the originals gives."""
     larger = load("digits", 32)
@@ -143,6 +144,7 @@ def test_padding_keeps_everything():
     assert (found.sum(1) == [0, 6, 6, 6, 0, 0]).all()
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize(("color", "train", "rest"), [(False, 128, 24), (True, 100, 20)])
 def test_photographs(color, train, rest):
     """Four crops each; what the shipped denoiser saw trains, the others validate and test."""
@@ -158,6 +160,7 @@ def test_photographs(color, train, rest):
             assert name.startswith(subject + "#")
 
 
+@pytest.mark.exhaustive
 def test_crops_are_the_quarters_of_the_photograph():
     """At 256 pixels, the astronaut's four quarters as the file has them."""
     from PIL import Image
@@ -215,7 +218,8 @@ def test_a_missing_package_is_named(name, package, install, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["digits", "brain", "natural"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["brain", "digits", "natural"])
 def test_loading_repeats(name):
     """The same digest again, another at another size."""
     assert load(name, 8).digest == load(name, 8).digest != load(name, 9).digest

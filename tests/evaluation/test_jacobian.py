@@ -209,6 +209,7 @@ def test_what_has_no_derivative_is_taken_by_differences():
     torch.testing.assert_close(found.matrix, expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("normalise", ["none", "sample", "iteration"])
 @pytest.mark.parametrize("spec", networks.SPECS, ids=lambda spec: spec.name)
 def test_both_jacobians_of_the_networks_agree(spec, normalise):

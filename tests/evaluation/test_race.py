@@ -275,7 +275,7 @@ def dropped(mean, count, runs, seed=0):
     return np.mean([leaves(mean + generator.standard_normal(count)) for _ in range(runs)])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_how_often_a_good_setting_is_dropped():
     """The docstring's rates, within three standard errors of 600 runs; bad ones do leave."""
     rates = {0.0: 0.085, 0.1: 0.041, 0.25: 0.015, 0.5: 0.002}

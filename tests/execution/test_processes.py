@@ -109,7 +109,6 @@ def test_workers_end_while_they_start_and_hear_no_ctrl_c(busy, capfd, monkeypatc
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_told_and_replaced_and_one_without_data_says_so(busy) -> None:
     """Images that a worker alone does not find end the study in a line, as in one process."""
     job = Job("identity", "trial", (), ())

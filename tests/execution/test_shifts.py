@@ -103,6 +103,7 @@ def test_bad_shifts_are_told(lab, shifts, named) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.exhaustive
 def test_a_shift_that_changes_nothing_scores_the_same(tmp_path: Path, lab) -> None:
     """The test images' own noise included; what the fit noted stays as it was."""
     study = lab.resolved(["hessian"], raw={"shifts": {"same": {"options": {"blur": 1.0}}}})

@@ -44,6 +44,7 @@ def test_the_noise_of_the_test_images_reaches_the_test_alone(tmp_path: Path, lab
     assert other["test/psnr"] < same["test/psnr"]
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize(("channels", "side"), [("shared", 256), ("joint", 512)])
 def test_a_dense_operator_shares_its_channels_on_request(
     channels: str, side: int, tmp_path: Path, lab

@@ -68,6 +68,7 @@ def rates(found):
     return found.notes["learning_rate_at_end"]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rungs", [1, 3])
 @pytest.mark.parametrize("which", FITS)
 def test_resumed_is_uninterrupted(task, context, folder, which, rungs):

@@ -124,12 +124,13 @@ def test_the_budget_limits_the_images(task, context):
 MAKERS = {
     "scalar": lambda shape: Scalar(1),
     "pointwise": lambda shape: Pointwise(1, shape),
-    "convolution": lambda shape: Convolution(1, 5),
     "dense": Dense,
     "block-circulant": lambda shape: BlockCirculant(shape, 2),
+    "convolution": lambda shape: Convolution(1, 5),
 }
 
 
+@pytest.mark.exhaustive(after=3)
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_mismatch_is_least(task, name, context):
     """R(P) of `losses`, minimised by LBFGS in float64: nothing is below the closed form."""
@@ -166,6 +167,7 @@ def test_the_mismatch_is_least(task, name, context):
     assert reached < 0.9 * plain
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("target", "ridge"), [("truth", 1e-2), ("mismatch", 1e-4), ("truth", 1.0)])
 @pytest.mark.parametrize("name", AFFINE)
 @pytest.mark.parametrize(
@@ -216,6 +218,7 @@ def test_normalising_a_rotation(from_matrix):
     assert values == pytest.approx(task.norm_squared(), rel=0.02)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("target", ["truth", "mismatch"])
 @pytest.mark.parametrize("name", AFFINE)
 @pytest.mark.parametrize("noise", [0.0, 0.01])

@@ -98,6 +98,7 @@ def test_scaled_is_the_best_multiple(task, name, step, context):
         assert value >= reached * (1 - 1e-12), factor
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", ["pointwise", "dense"])
 @pytest.mark.parametrize("initial", ["mismatch", "lmmse"])
 @pytest.mark.parametrize("copies", [1, K])

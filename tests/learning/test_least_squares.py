@@ -140,6 +140,7 @@ def specialised_ridge(name, lesson, criterion, operator):
     return rho / (seen.sum().item() / criterion.largest)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("task", "shape", "objective"), CASES, ids=str)
 @pytest.mark.parametrize("name", ["scalar", "pointwise", "convolution", "dense"])
 def test_the_general_way_is_the_closed_form(name, task, shape, objective, patient):

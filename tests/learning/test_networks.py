@@ -73,6 +73,7 @@ def made_solve(task):
     return build(method.parameters, defaults(method.parameters, task.solver, task)).solve
 
 
+@pytest.mark.exhaustive(after=3)
 @pytest.mark.parametrize("name", NAMES)
 def test_ndipa_is_its_cell(name, context):
     """`ndipa/NAME` and NAME+distilled: the same bits; another seed, other ones."""
@@ -84,6 +85,7 @@ def test_ndipa_is_its_cell(name, context):
     assert not torch.equal(found[0], found[2])
 
 
+@pytest.mark.exhaustive(after=3)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_searched_architecture_is_the_fixed_one(name, context):
     """`ndipa` with the architecture chosen, its own parameters below its name."""
@@ -109,6 +111,7 @@ def test_the_searched_architecture_is_the_fixed_one(name, context):
         assert torch.equal(second.state_dict()[key], part)
 
 
+@pytest.mark.exhaustive(after=4)
 @pytest.mark.parametrize("name", [f"ndipa/{name}" for name in NAMES] + ["ndipa", "ldipa"])
 def test_restored_is_fitted(name, context):
     """From its numbers alone, at its own task and at others; the same images bit for bit."""
@@ -199,6 +202,7 @@ def test_what_is_published_of_networks():
     build(method.parameters, defaults(method.parameters, task.solver, task) | paper)
 
 
+@pytest.mark.exhaustive
 def test_training_a_network_gains(context):
     """From the published kind of start, a few epochs of a small network beat the identity."""
     task = small_task("sr", iterations=4, count=24)
@@ -281,6 +285,7 @@ def test_stored_numbers_know_no_cap(context):
     assert back.run(y, small.student).estimate.shape == small.images.validation.pixels.shape
 
 
+@pytest.mark.exhaustive
 def test_trained_in_bfloat16_measured_in_full(monkeypatch, context):
     """On a device that mixes (made up here), what is measured is what is stored and restored."""
     monkeypatch.setattr(devices, "mixes", lambda device: True)

@@ -40,6 +40,7 @@ def fit(method, task, context, **values):
     return method.fit(task, build(method.parameters, flat), context)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("task_name", ["sr", "cs", "mri"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_is_trained(operator, task_name, context):
@@ -63,16 +64,18 @@ def test_every_operator_is_trained(operator, task_name, context):
     assert not any(part.requires_grad for part in made.preconditioner.parameters())
 
 
-@pytest.mark.parametrize("name", [cell for cell in CELLS if not cell.endswith("distilled-r")])
-def test_every_cell_fits(name, context):
+@pytest.mark.covering
+@pytest.mark.parametrize(
+    ("operator", "rule"), [cell.split("+") for cell in CELLS if not cell.endswith("distilled-r")]
+)
+def test_every_cell_fits(operator, rule, context):
     """One epoch of one batch: a reconstructor of finite images; its own name and rule.
 
     With its defaults; but the closed form, where training begins with it, for one rule alone.
     """
     task = small_task("sr", iterations=2, count=4)
-    method = registry.get("methods", name)
-    operator, rule = name.split("+")
-    assert (method.name, method.operator) == (name, operator)
+    method = registry.get("methods", f"{operator}+{rule}")
+    assert (method.name, method.operator) == (f"{operator}+{rule}", operator)
     assert method.learned
     assert method.stochastic == method.unrolled == (rule in TRAINED)
     values = dict(CAP) if operator in NETWORKS else {}
@@ -148,6 +151,7 @@ def test_the_rows_of_ehrhardt_are_their_cells(row, cell, objective, context):
     assert torch.equal(*found)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("operator", "rule"),
     [cell.split("+") for cell in CELLS if cell.split("+")[1] in TRAINED],

@@ -113,6 +113,7 @@ def expected(task, by_hand, matrix, variant, total, cut):
     return torch.autograd.grad(loss, p)[0].flatten()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
 def test_the_forward_result_is_the_solvers(task, matrix, variant, strategy):
@@ -166,6 +167,7 @@ def test_full_against_finite_differences(task, matrix, kind, start):
     assert gradient.abs().max() > 1e-4
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
 @pytest.mark.parametrize(
     ("strategy", "window", "cut"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import small_study
 
 from dipa_bench import registry
 from dipa_bench.cli.main import main
@@ -19,14 +20,6 @@ from dipa_bench.errors import UserError
 from dipa_bench.testing import MethodContract, PreconditionerContract
 
 HERE = Path(__file__).parent
-PRIOR = """
-import torch
-
-def smooth(v, sigma):
-    wrapped = torch.nn.functional.pad(v, [1] * 4, mode="circular")
-    weight = sigma / (sigma + 0.1)
-    return (1 - weight) * v + weight * torch.nn.functional.avg_pool2d(wrapped, 3, 1)
-"""
 
 
 def install(site: Path, project: str, points: dict[str, str], module: Path | str) -> None:
@@ -83,10 +76,8 @@ def call(
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    place = tmp_path / "work"
-    place.mkdir()
-    (place / "den.py").write_text(PRIOR)
+def work(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = small_study.furnished(tmp_path / "work", empty_database)
     monkeypatch.chdir(place)
     sys.modules.pop("den", None)
     return place
@@ -107,6 +98,7 @@ def test_it_imports_public_names_only() -> None:
     assert not any("import _" in line or ", _" in line for line in imports)
 
 
+@pytest.mark.exhaustive
 def test_a_process_of_its_own_sees_it(tmp_path: Path) -> None:
     install_damped(tmp_path)
     done = subprocess.run(

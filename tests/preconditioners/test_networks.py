@@ -46,6 +46,7 @@ def noise(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", NAMES)
 class TestContract(PreconditionerContract):
     """Of every architecture, with random numbers in the last layer."""

@@ -248,6 +248,7 @@ def test_search_finds_the_best_of_each_method(monkeypatch):
     assert list(best) == ["TotalVariation", "NonLocalMeans"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("level", sorted(CLASSICAL))
 def test_beats_the_best_classical_denoiser_on_unseen_images(prior, level):
     noisy_set = NoisySet.draw(held_out_crops(192, "skimage"), level / 255)

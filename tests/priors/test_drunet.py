@@ -56,6 +56,7 @@ def prior(name, reference):
     return registry.get("priors", name).build()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("size", [(32, 32), (40, 56), (17, 20), (33, 47), (11, 11), (8, 16)])
 def test_is_deepinvs_network(prior, reference, size):
     """The same values as deepinv's own forward pass, for numbers and one level for each image."""
@@ -180,6 +181,7 @@ def test_downloads_where_torch_keeps_its_files(home, name, monkeypatch):
     assert f"deepinv/drunet/resolve/main/{FILES[name]}" in asked[0]
 
 
+@pytest.mark.covering
 class TestContract(PriorContract):
     """The contract, for the narrow network."""
 

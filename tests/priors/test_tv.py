@@ -32,6 +32,7 @@ def objective(x, v, threshold):
     return 0.5 * ((x - v) ** 2).sum((1, 2, 3)) + threshold * total
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("threshold", TOLERANCE)
 def test_agrees_with_deepinv_run_to_the_end(noisy, threshold):
     """4,000 iterations of deepinv's Chambolle-Pock."""
@@ -53,6 +54,7 @@ def test_agrees_with_scikit_image(noisy):
         assert np.sqrt(np.mean((image[0].numpy() - reference) ** 2)) < 2e-4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("threshold", TOLERANCE)
 def test_no_nearby_image_is_better(noisy, threshold):
     """The objective at 2,000 iterations is a minimum along random directions, and below v's."""

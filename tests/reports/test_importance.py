@@ -123,6 +123,7 @@ def test_too_few_or_equal_trials_say_nothing():
         assert found.empty and list(found.columns) == list(COLUMNS)
 
 
+@pytest.mark.exhaustive
 def test_methods_are_taken_by_themselves_and_again_the_same():
     """Each study and method has its own trials; the forest is seeded."""
     params = points()
@@ -152,6 +153,7 @@ def test_values_of_several_kinds_are_choices():
     assert found["importance"].iloc[0] + found["chance"].iloc[0] == pytest.approx(1)
 
 
+@pytest.mark.exhaustive
 def test_of_noise_nothing_stands_out_from_chance():
     """Where values depend on nothing, a random number is as important as the parameters."""
     found = []

@@ -253,6 +253,7 @@ def registered(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder / "mlruns", uri
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's import
 @pytest.mark.parametrize("entry", ["ldipa", "ndipa/cnn"])
 def test_winners_are_models_of_mlflow_without_pickles(

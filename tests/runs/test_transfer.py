@@ -182,6 +182,7 @@ def test_absolute_steps_become_relative_for_a_search_alone(open_run) -> None:
     assert found["solve.step"] == pytest.approx(0.4 * run.task.norm_squared())
 
 
+@pytest.mark.exhaustive
 def test_trials_by_default(open_run, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     seen = []
 

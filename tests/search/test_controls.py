@@ -49,6 +49,7 @@ def test_two_names_of_one_operator_end_alike(tuned: Callable[..., float]) -> Non
     assert tuned("deblur", "circulant") == pytest.approx(tuned("deblur", "hessian"), abs=0.05)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("task", ["sr", "deblur"])
 def test_a_part_of_a_search_space_is_not_better_than_the_whole(
     task: str, tuned: Callable[..., float]
@@ -56,6 +57,7 @@ def test_a_part_of_a_search_space_is_not_better_than_the_whole(
     assert tuned(task, "lmmse-identity") <= tuned(task, "identity") + 0.03
 
 
+@pytest.mark.exhaustive
 def test_other_seeds_end_alike(tuned: Callable[..., float]) -> None:
     assert tuned("sr", "identity", 1) == pytest.approx(tuned("sr", "identity"), abs=0.03)
 

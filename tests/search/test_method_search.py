@@ -563,6 +563,7 @@ def raced(study: StudyFile, root: Path, entry: str, callback: Any) -> RunRecord:
     return run_entry(context, Entry.of(study, entry), callback)
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_bad_settings_leave_a_race_and_never_win(batch: int, tmp_path: Path, lab) -> None:
     ours = lab.resolved(["identity"], trials=16, raw={"search": {"batch": batch}})
@@ -606,6 +607,7 @@ def test_start_up_trials_race_side_by_side_with_the_numbers_they_have_alone(
     assert found.metrics["val/psnr"] == whole.metrics["val/psnr"]
 
 
+@pytest.mark.exhaustive
 def test_a_race_whose_journal_was_lost_goes_on_as_one_that_was_not(tmp_path: Path, lab) -> None:
     whole = lab.resolved(["identity"], trials=24, raw=DRAWN)
     raced(whole, tmp_path / "whole", "identity", lab.Heard())
@@ -628,6 +630,7 @@ def test_a_race_whose_journal_was_lost_goes_on_as_one_that_was_not(tmp_path: Pat
 # ---------------------------------------------------------------------------- pruners, samplers
 
 
+@pytest.mark.exhaustive(after=2)
 @pytest.mark.parametrize("pruner", ["median", "halving", "hyperband", "none"])
 def test_pruners_give_fits_up_between_epochs(pruner: str, tmp_path: Path, lab) -> None:
     budget = {"epochs": 3, "rungs": 3, "train_images": 3}
@@ -647,6 +650,7 @@ def test_pruners_give_fits_up_between_epochs(pruner: str, tmp_path: Path, lab) -
         assert trial.series["val/psnr_by_epoch"][-1][0] < 3
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_search_stopped_twice_ends_as_one_that_never_was(
     kind: str, tmp_path: Path, lab, register
@@ -685,6 +689,7 @@ def test_what_is_no_kind_of_sampler_or_pruner_is_refused(lab) -> None:
 # ---------------------------------------------------------------------------- A/A
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("method", ["hessian", "ldipa", "unrolled-identity"])
 def test_one_method_under_two_names_ties_exactly(method: str, tmp_path: Path, lab) -> None:
     """Draws, seeds and results depend on what is searched, not on what it is called."""

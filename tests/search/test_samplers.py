@@ -94,6 +94,7 @@ def regret(kind: str, count: int, seeds: int) -> float:
     return statistics.median(-search(kind, count, seed).best_value for seed in range(seeds))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "count", "seeds", "part"),
     [("tpe", 60, 3, 0.15), ("gp", 28, 1, 0.15)],
@@ -120,6 +121,7 @@ def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("branched", [False, True], ids=["plain", "branches"])
@@ -154,6 +156,7 @@ def test_a_search_goes_on_as_if_never_stopped(tmp_path: Path, kind: str, branche
     assert all(trial.user_attrs.keys() == {"index"} for trial in study.trials)
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_seed_is_another_search(kind: str) -> None:
     """At the start-up and beyond."""
@@ -227,6 +230,7 @@ def test_a_model_that_insists_makes_way() -> None:
     assert len({(draw["a"], draw["b"]) for draw in found[STARTUP:]}) > 1
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_objectives(kind: str) -> None:
     """Both directions at once; models draw near the front."""
@@ -251,6 +255,7 @@ def test_what_is_no_sampler_is_refused() -> None:
         NumberedSampler(SPACE, 1, kind="anneal")
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_workers_side_by_side(kind: str) -> None:
     """Trials that wait, run, fail or are given up break nothing; no two draws are the same."""

@@ -170,6 +170,7 @@ def test_absolute_published_settings_are_converted() -> None:
     assert relative({"solve.step": 0.4}, 0.25) == {"solve.step": 0.4}
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("entry", ["identity", "ldipa"])
 def test_three_and_three_is_six(entry: str, tmp_path: Path, lab: SimpleNamespace) -> None:
     at_once, in_parts = tmp_path / "a", tmp_path / "b"
@@ -195,7 +196,8 @@ class Killed(BaseException):
     """Ends a study as a kill would: nothing more is written."""
 
 
-@pytest.mark.parametrize("victims", [(0,), (4,), (0, 1, 5)])
+@pytest.mark.exhaustive(after=1)
+@pytest.mark.parametrize("victims", [(0, 1, 5), (0,), (4,)])
 def test_a_killed_trial_is_run_again_as_it_was(
     victims: tuple, tmp_path: Path, lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

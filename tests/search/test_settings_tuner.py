@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,11 +68,18 @@ def search(one: SettingsTuner, score: Score, known: list[Evaluation] | None = No
     return found
 
 
-def best(found: list[Evaluation], images: int = IMAGES) -> Evaluation:
+@functools.cache
+def whole_search() -> tuple[Evaluation, ...]:
+    """The search that several tests look at."""
+    return tuple(search(tuner(), smooth))
+
+
+def best(found: Sequence[Evaluation], images: int = IMAGES) -> Evaluation:
     whole = [one for one in found if len(one.psnr) == images]
     return max(whole, key=lambda one: np.mean(one.psnr))
 
 
+@pytest.mark.exhaustive(after=2)
 @pytest.mark.parametrize(("images", "seed"), [(8, 0), (30, 1), (IMAGES, 0), (IMAGES, 2)])
 def test_it_finds_the_optimum_of_a_smooth_function(images: int, seed: int) -> None:
     found = search(tuner(images=images, shared_seed=seed), smooth)
@@ -82,7 +90,7 @@ def test_it_finds_the_optimum_of_a_smooth_function(images: int, seed: int) -> No
 
 
 def test_it_asks_for_few_images_first_and_for_all_of_the_best() -> None:
-    found = search(tuner(), smooth)
+    found = whole_search()
     assert len(found[0].psnr) == IMAGES  # the first point, from which others are estimated
     assert {len(one.psnr) for one in found[1:13]} == {5, 10}  # the screening
     assert len(found[-1].psnr) == IMAGES
@@ -102,9 +110,10 @@ def test_every_branch_is_tried_before_anything_is_followed() -> None:
     assert all(one.params["solve.step"] == 1.0 for one in first)
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("stop", [10, 60])
 def test_a_search_that_was_stopped_goes_on_as_if_it_never_had_been(stop: int) -> None:
-    whole = search(tuner(), smooth)
+    whole = list(whole_search())
     begun = search(tuner(), smooth, most=stop)
     assert begun == whole[:stop]
     assert search(tuner(), smooth, begun) == whole
@@ -123,6 +132,7 @@ def test_a_branch_with_bad_numbers_is_not_ruled_out() -> None:
     assert twisted(winner) == pytest.approx(30.0, abs=0.01)
 
 
+@pytest.mark.exhaustive
 def test_the_better_of_two_modes_is_found() -> None:
     """Two maxima in the strength, the first point near the lower one."""
 

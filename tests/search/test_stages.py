@@ -77,6 +77,7 @@ def test_few_settings_are_drawn_together_with_what_is_fitted(lab) -> None:
         assert planned_trials(Entry.of(study, entry), small_task(), study) == count
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("entry", ["ldipa", "scalar", "unrolled-identity"])
 def test_an_entry_that_fits_goes_through_three_stages(entry: str, tmp_path: Path, lab) -> None:
     found, trials = searched(resolved(lab, entry), tmp_path, entry)
@@ -131,6 +132,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Path:
     return lab.kept(tmp_path_factory.mktemp("kept"), {"ldipa": {}}, BUDGET)
 
 
+@pytest.mark.exhaustive(after=2)
 @pytest.mark.parametrize("stage", [*STAGES, "seed"])
 def test_a_run_of_each_stage_is_repeated_from_its_record(stage: str, kept: Path) -> None:
     folder = kept / "studies" / "kept" / "ldipa"
@@ -161,6 +163,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Any:
     return searched(resolved(lab, "ldipa"), tmp_path_factory.mktemp("whole"), "ldipa")
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("after", [3, 25, 40])
 def test_a_search_that_was_stopped_goes_on_alike(after: int, tmp_path: Path, lab, whole) -> None:
     study = resolved(lab, "ldipa")
@@ -177,6 +180,7 @@ def test_a_search_that_was_stopped_goes_on_alike(after: int, tmp_path: Path, lab
     assert again.metrics["test/psnr"] == found.metrics["test/psnr"]
 
 
+@pytest.mark.exhaustive
 def test_a_budget_may_grow(tmp_path: Path, lab) -> None:
     _, before = searched(resolved(lab, "ldipa"), tmp_path, "ldipa")
     found, after = searched(resolved(lab, "ldipa", fits=3, settings=60), tmp_path, "ldipa")

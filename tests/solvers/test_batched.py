@@ -88,6 +88,7 @@ def compare(members, task, **tolerances):
     assert not torch.allclose(alone[0].estimate, alone[1].estimate, rtol=0, atol=1e-3)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("name", "task_name", "solver"),
     [
@@ -102,6 +103,7 @@ def test_batch_is_each_alone(name, task_name, solver, context):
     compare(fitted(name, task, context), task, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("task_name", TASKS)
 @pytest.mark.parametrize("name", ["identity", "barzilai-borwein", "polynomial"])
 def test_single_precision(name, task_name, context):

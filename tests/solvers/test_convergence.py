@@ -99,6 +99,7 @@ def test_pnp_finds_its_fixed_point(from_matrix, smoother):
     np.testing.assert_allclose(found.ravel().numpy(), expected, atol=1e-8)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("momentum", sorted(RULES))
 @pytest.mark.parametrize(("part", "stable"), [(0.975, True), (1.028, False)])
 def test_steps_are_stable_to_their_limit(from_matrix, momentum, part, stable):

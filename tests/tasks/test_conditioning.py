@@ -32,6 +32,7 @@ def run(task, method, folder, **values):
         return fitted.run(task.measure(task.images.validation), task.student).estimate
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", ["cs", "mri"])
 @pytest.mark.parametrize("solver", ["pnp-fista", "red-fista"])
 @pytest.mark.parametrize("start", ["adjoint", "lmmse"])

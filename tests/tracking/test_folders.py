@@ -47,6 +47,7 @@ def assert_same(ours: TaskResults, theirs: TaskResults) -> None:
         pd.testing.assert_frame_equal(first, second)
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("chosen", [{}, {"study": "small"}, {"protocol": "published"}], ids=str)
 def test_a_folder_says_what_a_store_says(
     replicated: Path, uri: str, hand: SimpleNamespace, chosen: dict[str, str]

@@ -211,6 +211,7 @@ def test_repeated_searches_are_told_and_come_with_their_study(
     assert set(both.methods["study"]) == {"small", "small-replicate2"}
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("sent_before", [False, True], ids=["new", "sent as runs before"])
 def test_settings_on_some_images_are_one_table(
     root: Path, uri: str, hand: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, sent_before: bool

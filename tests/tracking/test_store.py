@@ -62,6 +62,7 @@ def closed_port() -> int:
 # ---------------------------------------------------------------------------- which store
 
 
+@pytest.mark.exhaustive
 def test_the_default_is_what_mlflow_itself_opens_and_is_made_quietly(root: Path) -> None:
     code = (
         "import pathlib; from dipa_bench.tracking.location import resolve_uri; "
@@ -344,6 +345,7 @@ def test_a_deleted_experiment_is_told_with_the_cure(root: Path, uri: str) -> Non
     assert "experiments restore" in report.failed[0]
 
 
+@pytest.mark.exhaustive
 def test_studies_of_one_name_in_two_folders_stay_apart(
     root: Path, uri: str, tmp_path: Path, hand: SimpleNamespace
 ) -> None:
@@ -353,6 +355,7 @@ def test_studies_of_one_name_in_two_folders_stay_apart(
     assert len(runs_of(uri)) == 2 * RUNS
 
 
+@pytest.mark.exhaustive
 def test_text_stays_text(root: Path, uri: str, hand: SimpleNamespace) -> None:
     name = "<script>alert(1)</script> 'x' \"y\" `z` $(id) Ω"
     folder = root / "studies" / "small" / "odd"
@@ -475,6 +478,7 @@ def test_a_file_that_is_no_database_is_told_soon(tmp_path: Path) -> None:
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.exhaustive
 def test_two_at_once_make_one_whole_database(tmp_path: Path) -> None:
     path = tmp_path / "new" / "mlflow.db"
     uri = sqlite_uri(path)
@@ -531,6 +535,7 @@ def serving(uri: str, port: int, folder: Path) -> Iterator[str]:
         server.wait(10)
 
 
+@pytest.mark.exhaustive
 def test_the_ui_shows_what_was_sent_and_servers_take_runs_too(
     root: Path, uri: str, tmp_path: Path, closed_port: int, hand: SimpleNamespace
 ) -> None:

@@ -17,7 +17,6 @@ dask = pytest.importorskip("dask", reason="Dask is an extra: dipa-bench[cluster]
 distributed = pytest.importorskip("distributed", reason="Dask is an extra: dipa-bench[cluster]")
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -90,6 +89,7 @@ def test_a_cluster_does_it_and_a_killed_workers_trial_is_taken_over(
     assert "ldipa" in done.out
 
 
+@pytest.mark.exhaustive
 def test_a_cluster_from_a_file_and_what_is_none(work: Path, study, monkeypatch) -> None:
     monkeypatch.setattr("dipa_bench.execution.cluster.PATIENCE", 2.0)
     (work / "mine.py").write_text(MAKER)

@@ -17,7 +17,6 @@ from dipa_bench.tracking import records
 TRIALS = 4
 OPTIONS = ("--methods", ",".join(METHODS), "--trials", str(TRIALS), "--name", "killed")
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
 ]
 
@@ -90,6 +89,7 @@ FITS = (
 )
 
 
+@pytest.mark.exhaustive
 def test_a_fit_killed_in_the_middle_goes_on(
     work: Path, small: list[str], study, furnish, tmp_path: Path, monkeypatch
 ) -> None:

@@ -104,7 +104,6 @@ def reads(folder: Path) -> list[str]:
     return [line.split(" ", 1)[1] for log in logs for line in log.read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_machines_share_a_study_and_take_over_what_one_left(
     machines: Callable[..., list[Machine]], tmp_path: Path
 ) -> None:
@@ -130,7 +129,6 @@ def test_machines_share_a_study_and_take_over_what_one_left(
     assert not hits
 
 
-@pytest.mark.slow
 def test_a_server_that_goes_away_comes_back_to_a_study_that_waited(
     machines: Callable[..., list[Machine]], tmp_path: Path, server: Server
 ) -> None:
@@ -154,6 +152,7 @@ def test_a_server_that_goes_away_comes_back_to_a_study_that_waited(
     assert numbers == {method: list(range(TRIALS)) for method in METHODS}
 
 
+@pytest.mark.exhaustive
 def test_one_that_comes_later_adds_trials_or_is_told_what_differs(
     study, furnish, tmp_path: Path, server: Server, monkeypatch
 ) -> None:

@@ -151,7 +151,6 @@ def test_two_at_once_with_workers(study, work: Path) -> None:
     assert not workers()
 
 
-@pytest.mark.slow
 def test_a_setting_that_crashes_its_worker_is_a_failed_trial(
     probing: Path, call, probed, monkeypatch
 ) -> None:
@@ -211,7 +210,6 @@ def until(what: Callable[[], bool], process: Command) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "whole_group"),
     [(signal.SIGINT, True), (signal.SIGTERM, False)],
@@ -264,7 +262,6 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., None]]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.slow
 def test_a_disk_that_a_worker_finds_full_stops_the_study(probing: Path, call, probed, disk) -> None:
     disk(probing / "mlruns", "size=1m")
     (probing / "fill").touch()
@@ -366,7 +363,7 @@ def server(work: Path) -> Iterator[Server]:
     running.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_that_goes_in_the_middle_gets_all_when_it_is_back(
     server: Server, study, call, work: Path, monkeypatch
 ) -> None:
@@ -400,6 +397,7 @@ def test_a_server_that_goes_in_the_middle_gets_all_when_it_is_back(
 # ---------------------------------------------------------------------------- clocks, budgets
 
 
+@pytest.mark.exhaustive
 def test_mlflow_takes_the_times_of_a_clock_that_jumps(study, call, work: Path, monkeypatch) -> None:
     real, looks = time.time, []
 
@@ -421,6 +419,7 @@ def test_mlflow_takes_the_times_of_a_clock_that_jumps(study, call, work: Path, m
     assert call("dashboard", "--task", "sr").code == 0
 
 
+@pytest.mark.exhaustive
 def test_minutes_on_the_command_line(study, work: Path, monkeypatch) -> None:
     monkeypatch.setenv("DEN_SLEEP", "0.01")
     assert "a budget is one of the two" in study("--trials", "2", "--minutes", "1").line
@@ -436,6 +435,7 @@ def test_minutes_on_the_command_line(study, work: Path, monkeypatch) -> None:
     assert "budget.unit = 'minutes', not 'trials'" in line
 
 
+@pytest.mark.exhaustive
 def test_repeats_are_studies_with_other_draws_on_the_same_images(study, work: Path) -> None:
     options = ("--methods", "identity", "--trials", "7", "--replicates", "2")
     assert "1 to 200 printable bytes" in study(*options, "--name", "n" * 195).line

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import pytest
 from commands import Command
 
 from dipa_bench.tracking.connection import connect
@@ -19,7 +18,6 @@ from dipa_bench.tracking.location import sqlite_uri
 PATIENCE = 90  # seconds for the server to answer
 
 
-@pytest.mark.slow
 def test_a_ui_says_where_runs_are_and_leaves_no_server_running(work: Path) -> None:
     key = connect(sqlite_uri(work / "mlflow.db")).create_experiment("dipa-bench/sr")
     with socket.socket() as free:
