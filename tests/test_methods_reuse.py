@@ -73,7 +73,7 @@ def test_the_analytic_methods_say_so():
     [
         pytest.param(
             *(name, TASKS[(first + second) % len(TASKS)], ("pnp-fista", "red-fista")[second]),
-            marks=[pytest.mark.exhaustive] if name == "lmmse-preconditioner" and second else [],
+            marks=[pytest.mark.exhaustive] if name == "lmmse-preconditioner" else [],
         )
         for first, name in enumerate(FREE)
         for second in range(2)

@@ -223,6 +223,7 @@ def test_contents_that_are_not_the_manifests_are_refused(packed: Path, tmp_path:
     assert "not what its manifest says" in refused(remade(packed, change), tmp_path / "a" / "b")
 
 
+@pytest.mark.exhaustive(after=6)
 @pytest.mark.parametrize(
     "name",
     [
@@ -289,7 +290,6 @@ def test_a_later_format_and_no_archives(packed: Path, tmp_path: Path) -> None:
     assert "cannot be read" in refused(tmp_path, studies)
 
 
-@pytest.mark.exhaustive
 def test_bombs_are_not_unpacked(packed: Path, tmp_path: Path, monkeypatch) -> None:
     studies = tmp_path / "new" / "studies"
     monkeypatch.setattr(archive, "SPARE", 1 << 20)

@@ -252,6 +252,7 @@ def test_one_function_is_solved_pointwise_in_one_step(objective, from_matrix):
     assert objective_of(lesson, criterion, direction) < 1e-4 * before
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("module", MODULES[1:], ids=lambda module: module.METHOD.name)
 @pytest.mark.parametrize("name", ["sr", "deblur", "cs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

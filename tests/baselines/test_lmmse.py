@@ -141,7 +141,7 @@ def separable(shape):
     return torch.cat((columns, -columns))
 
 
-@pytest.mark.covering
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "channels", "side"), [("sr", 1, 12), ("deblur", 3, 9), ("mri", 1, 8)]
@@ -216,9 +216,10 @@ def test_counts_are_what_is_applied(kind, context, monkeypatch):
     assert found.operator_calls == len(calls) == 1 + 3 * (2 + 2 * steps)
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(1, 96, 96), (3, 96, 96)])
+@pytest.mark.parametrize(
+    "shape", [(1, 96, 96), pytest.param((3, 96, 96), marks=pytest.mark.exhaustive)]
+)
 def test_large_images_take_seconds(kind, shape, context):
     """96 x 96 pixels, whose dense moments do not fit; the default there is structured."""
     task = small_task("sr", shape)

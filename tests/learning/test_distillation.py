@@ -326,6 +326,7 @@ def test_gradient_strategies_in_whole_fits(context, solver):
     assert notes["checkpointed"].startswith("checkpointed every 2")
 
 
+@pytest.mark.exhaustive(after=1)
 @pytest.mark.parametrize("strategy", ["full", "checkpointed", "truncated"])
 def test_one_operator_for_each_iteration(context, strategy):
     """All that carry gradients are trained, each to another; R reaches those before the cut."""

@@ -160,6 +160,7 @@ def test_the_general_way_is_the_closed_form(name, task, shape, objective, patien
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-5 * scale.item() + 1e-7)
 
 
+@pytest.mark.exhaustive(after=2)
 @pytest.mark.parametrize(
     ("name", "task", "shape", "objective"),
     [

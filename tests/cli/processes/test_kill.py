@@ -30,6 +30,7 @@ def wait_for(record: Path, process: Command) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.exhaustive
 def test_a_killed_study_ends_like_one_that_never_was(
     work: Path, small: list[str], study, furnish, tmp_path: Path, monkeypatch
 ) -> None:

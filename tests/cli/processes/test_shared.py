@@ -104,6 +104,7 @@ def reads(folder: Path) -> list[str]:
     return [line.split(" ", 1)[1] for log in logs for line in log.read_text().splitlines()]
 
 
+@pytest.mark.exhaustive
 def test_machines_share_a_study_and_take_over_what_one_left(
     machines: Callable[..., list[Machine]], tmp_path: Path
 ) -> None:
