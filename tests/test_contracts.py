@@ -101,7 +101,6 @@ class TestMethods(MethodContract):
         type(self).name = name
 
 
-@pytest.mark.covering
 @pytest.mark.parametrize("name", END_TO_END)
 class TestEndToEnd(MethodContract):
     @pytest.fixture(autouse=True)
