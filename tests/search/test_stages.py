@@ -132,7 +132,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, lab: Any) -> Path:
     return lab.kept(tmp_path_factory.mktemp("kept"), {"ldipa": {}}, BUDGET)
 
 
-@pytest.mark.exhaustive(after=2)
+@pytest.mark.exhaustive(after=3)
 @pytest.mark.parametrize("stage", [*STAGES, "seed"])
 def test_a_run_of_each_stage_is_repeated_from_its_record(stage: str, kept: Path) -> None:
     folder = kept / "studies" / "kept" / "ldipa"
