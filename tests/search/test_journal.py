@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from dipa_bench.errors import UserError
 from dipa_bench.execution.study_folder import study_folder
 from dipa_bench.search import journal
 from dipa_bench.search.sampling import NumberedSampler
 from dipa_bench.tracking import records
+from dipa_bench.tracking.records import RunRecord
 
 
 def truncate(path: Path) -> None:
@@ -217,3 +219,22 @@ def test_a_trial_that_was_entered_but_never_begun_does_not_hold_its_index(
     lab.search(lab.resolved(["identity"], trials=4), tmp_path, "identity")
     ended = journal.trial_records(folder)
     assert [(trial.number, trial.index) for trial in ended] == [(0, 0), (1, 1), (3, 2), (4, 3)]
+
+
+@pytest.mark.parametrize(
+    ("state", "metrics", "expected"),
+    [
+        ("finished", {journal.PSNR: 20.0}, TrialState.COMPLETE),
+        ("pruned", {}, TrialState.PRUNED),
+        ("pruned", {journal.ESTIMATE: 19.0}, TrialState.COMPLETE),
+        ("diverged", {}, TrialState.FAIL),
+        ("failed", {}, TrialState.FAIL),
+        ("interrupted", {}, TrialState.FAIL),
+    ],
+)
+def test_optuna_learns_from_what_has_a_value(
+    state: str, metrics: dict[str, float], expected: TrialState
+) -> None:
+    """Samplers take a pruned trial for one that was worse than others; a failed one says nothing."""
+    record = RunRecord(kind="trial", study="s", task="t", method="m", state=state, metrics=metrics)
+    assert journal.state_of(record) == expected
