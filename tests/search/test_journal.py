@@ -235,6 +235,6 @@ def test_a_trial_that_was_entered_but_never_begun_does_not_hold_its_index(
 def test_optuna_learns_from_what_has_a_value(
     state: str, metrics: dict[str, float], expected: TrialState
 ) -> None:
-    """Samplers take a pruned trial for one that was worse than others; a failed one says nothing."""
+    """Samplers take a pruned trial for one worse than others; a failed one says nothing."""
     record = RunRecord(kind="trial", study="s", task="t", method="m", state=state, metrics=metrics)
     assert journal.state_of(record) == expected
