@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from dipa_bench import registry
 from dipa_bench.config.entry import Entry
+from dipa_bench.data.images import ImageSet
 from dipa_bench.errors import Diverged
+from dipa_bench.metrics import psnr
+from dipa_bench.parameters import build
 from dipa_bench.preconditioners import Identity
 from dipa_bench.runs.rerun import find, name_of, repeat
+from dipa_bench.search.journal import trial_records
+from dipa_bench.testing import small_task
 from dipa_bench.tracking import records
+from dipa_bench.tracking.records import RunRecord
 
 STRENGTH, STEP = 0.05, 0.25
 
@@ -38,8 +46,11 @@ def test_published_settings_are_fitted_and_tested_once(tmp_path: Path, lab, regi
     assert (run.params["solve.step"], run.params["solve.strength"]) == (STEP, STRENGTH)
     assert done.metrics["published/psnr"] == run.metrics["test/psnr"]
     assert run.metrics["test/psnr"] != done.metrics["test/psnr"]
-    reads = (tmp_path / "studies" / "small" / "test-reads.log").read_text()
-    assert reads.count("small / known: published settings") == 1
+    reads = (tmp_path / "studies" / "small" / "test-reads.log").read_text().splitlines()
+    assert [line.split(maxsplit=1)[1] for line in reads] == [
+        "small / known: the winner",  # and no trial
+        "small / known: published settings",
+    ]
     # the same as the study's own run of these settings
     alone = lab.search(
         lab.resolved(["known"], budget=budget, name="alone", protocol="published"),
@@ -91,3 +102,26 @@ def test_its_record_repeats_it(tmp_path: Path, lab) -> None:
     assert find(name_of(record), root) == place
     assert repeat(record, root, torch.device("cpu")).agrees()
     assert Entry.of(lab.resolved(["identity"]), "identity").method.title == record.title
+
+
+def test_trials_are_scored_on_validation_images_and_the_winner_on_test_images(
+    tmp_path: Path, lab, context
+) -> None:
+    """As both come out by hand, from the settings in the records."""
+    study = lab.resolved(["identity"], trials=2)
+    done = lab.search(study, tmp_path, "identity")
+    task, method = small_task(seed=study.seed), registry.get("methods", "identity")
+
+    def by_hand(record: RunRecord, images: ImageSet) -> float:
+        made = method.fit(task, build(method.parameters, record.params), context())
+        found = made.run(task.measure(images), task.student).estimate
+        return float(psnr(found, task.pixels(images)).mean())
+
+    trials = trial_records(tmp_path / "studies" / "small" / "identity")
+    assert len(trials) == 2
+    for trial in trials:
+        expected = by_hand(trial, task.images.validation)
+        assert trial.metrics["val/psnr"] == pytest.approx(expected, abs=1e-3)
+    expected = by_hand(done, task.images.test("a test of the test"))
+    assert done.metrics["test/psnr"] == pytest.approx(expected, abs=1e-3)
+    assert abs(done.metrics["test/psnr"] - done.metrics["val/psnr"]) > 0.01
