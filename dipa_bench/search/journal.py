@@ -147,8 +147,8 @@ def _opened(
         return None
 
 
-class _Held:
-    """In place of Optuna's lock for each entry, four operations on files: ours is held already."""
+class _NoLock:
+    """No lock beside the study's, which the caller holds; Optuna's is made for each log entry."""
 
     def acquire(self) -> bool:
         return True
@@ -163,7 +163,7 @@ def _create(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=_Held())
+        backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=_NoLock())
         return optuna.create_study(
             study_name=path.parent.name,
             storage=optuna.storages.JournalStorage(backend),

@@ -19,7 +19,7 @@ from dipa_bench.tracking.connection import connect
 from dipa_bench.tracking.location import sqlite_uri
 
 RNG = np.random.default_rng(0)
-ROWS = "identity,hessian,polynomial,ldipa"
+ROWS = "identity,hessian,polynomial,ldipa,adjoint"
 SMALL = {
     "problem.prior": "den:smooth",
     "problem.size": 16,

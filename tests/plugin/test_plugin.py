@@ -192,6 +192,9 @@ def test_two_packages_with_one_name_are_told(site: Path, work: Path, call) -> No
         assert "two packages register the method 'damped'" in err
         assert "dipa_bench_damped:METHOD" in err
         assert "dipa_bench_twin:METHOD" in err
+    code, out, err = call("doctor")
+    assert (code, err) == (0, "")
+    assert "two packages register" in " ".join(out.split())
 
 
 def test_the_same_package_found_twice_is_one(site: Path, tmp_path, monkeypatch, call) -> None:

@@ -55,6 +55,6 @@ def _is_extra(item: pytest.Item) -> bool:
 
 
 def _values(item: pytest.Item) -> dict[str, str]:
-    """The parameters of a test; of one without, itself."""
+    """The parameters of a test as text; one made up for a test without any."""
     found = getattr(item, "callspec", None)
     return {name: repr(value) for name, value in found.params.items()} if found else {"": ""}
