@@ -217,7 +217,8 @@ def _merged(study: str, records: list[Row]) -> Row:
     if finished and len(finished) < len(records):
         bad = next(record for record in records if record["state"] != "finished")
         count = f"{len(records) - len(finished)} of {len(records)} replicates"
-        row["reason"] = f"{count} {bad['state']}: {bad['reason']}"
+        why = f": {bad['reason']}" if pd.notna(bad["reason"]) else ""  # none while it runs
+        row["reason"] = f"{count} {bad['state']}{why}"
     return row
 
 

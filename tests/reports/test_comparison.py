@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -261,6 +262,17 @@ def test_a_row_stands_for_its_replicates(replicated: TaskResults) -> None:
     assert odd["reason"] == "1 of 2 replicates diverged: NaN"
     assert odd["difference"] == pytest.approx(0.5), "of the replicate that both have"
     assert any("odd" in line and "diverged" in line for line in conclusions(board.reset_index()))
+
+
+def test_a_replicate_that_still_runs_has_no_reason(replicated: TaskResults) -> None:
+    methods = replicated.methods
+    running = methods["state"] == "diverged"
+    methods = methods.assign(
+        state=methods["state"].mask(running, "running"),
+        reason=methods["reason"].mask(running, None),
+    )
+    board = leaderboard(dataclasses.replace(replicated, methods=methods)).set_index("method")
+    assert board.loc["odd"]["reason"] == "1 of 2 replicates running"
 
 
 def test_one_replicate_can_be_shown_alone(replicated: TaskResults) -> None:
