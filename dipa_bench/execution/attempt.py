@@ -71,6 +71,7 @@ class Attempt:
         report: Report,
         progress: Callable[[Progress], None],
     ) -> None:
+        started = time.perf_counter()
         record = record.model_copy(update={"environment": dict(context.environment)})
         self._context, self._entry, self._record, self._place = context, entry, record, place
         self._split, self._final = split, split == "test"
@@ -93,8 +94,8 @@ class Attempt:
         self.reconstructor: Reconstructor | None = None
         self._update: dict[str, Any] = {"state": "finished"}
         devices.reset_peak_memory(context.task.device)
-        self._started, self._shared_before = time.perf_counter(), context.shared_seconds
-        self._paused = 0.0
+        self._shared_before = context.shared_seconds
+        self._seconds = time.perf_counter() - started
 
     @property
     def measured(self) -> bool:
@@ -112,6 +113,7 @@ class Attempt:
         Raises:
             OSError: a disk that is full or read-only.
         """
+        started = time.perf_counter()
         try:
             work()
         except KeyboardInterrupt:
@@ -121,6 +123,7 @@ class Attempt:
             self._update = _ending(error, self._place)
             with suppress(Exception):  # what a broken fit noted may be broken as well
                 self.series = curves_of(self._fit_context, None)
+        self.charge(time.perf_counter() - started)
 
     def stop(self) -> None:
         """Writes down that the user stopped it."""
@@ -132,15 +135,15 @@ class Attempt:
         """Keeps a fact for the record."""
         self._fit_context.notes[name] = value
 
-    def aside(self, seconds: float) -> None:
-        """Time that passed for other runs of the same batch, and does not count for this one."""
-        self._paused += seconds
+    def charge(self, seconds: float) -> None:
+        """Counts time of a batch that this run took."""
+        self._seconds += seconds
 
     def end(self) -> RunRecord:
         """The record as the run ended, written."""
         shutil.rmtree(self._checkpoints, ignore_errors=True)
         self.metrics["fit/peak_memory"] = float(devices.peak_memory(self._context.task.device))
-        self.metrics["trial/seconds"] = time.perf_counter() - self._started - self._paused
+        self.metrics["trial/seconds"] = self._seconds
         self.metrics["trial/shared_seconds"] = self._context.shared_seconds - self._shared_before
         finite = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
         done = self._record.model_copy(

@@ -72,7 +72,7 @@ def run_trials(
             _race(context, runs, images, job)
         else:
             for run in runs:
-                _measure(runs, run, images)
+                run.attempt(lambda run=run: run.measure(images))
     except KeyboardInterrupt:
         for run in runs:
             run.stop()
@@ -98,9 +98,7 @@ def _race(context: StudyContext, runs: Sequence[Attempt], images: ImageSet, job:
     """Fits all, then runs them on the images as far as they may still be the best."""
     most = min(job.records[0].images or len(images), len(images))
     for run in runs:
-        started = time.perf_counter()
         run.attempt(lambda run=run: run.fit_or_measure(images))
-        _others(runs, run, time.perf_counter() - started)
     ready = [run for run in runs if run.alive and not run.measured]
     if not ready:
         return
@@ -119,27 +117,11 @@ def _race(context: StudyContext, runs: Sequence[Attempt], images: ImageSet, job:
     )
     elapsed = time.perf_counter() - started
     work = [raced.seconds * len(raced.mse) for raced in found]
-    for run in runs:
-        run.aside(elapsed)
     for run, raced, own in zip(ready, found, work, strict=True):
-        run.aside(-elapsed * own / (sum(work) or 1.0))
+        run.charge(elapsed * own / (sum(work) or 1.0))
         if raced.error is not None and devices.out_of_memory(raced.error):
             raced.error.with_traceback(None)  # its frames hold what filled the memory
             devices.free_memory(context.task.device)
-            _measure(runs, run, images)
+            run.attempt(lambda run=run: run.measure(images))
         else:
             run.attempt(lambda run=run, raced=raced: run.score(raced, len(images), job))
-
-
-def _measure(runs: Sequence[Attempt], mine: Attempt, images: ImageSet) -> None:
-    """Fits and measures one run of a batch."""
-    started = time.perf_counter()
-    mine.attempt(lambda: mine.measure(images))
-    _others(runs, mine, time.perf_counter() - started)
-
-
-def _others(runs: Sequence[Attempt], mine: Attempt, seconds: float) -> None:
-    """Time that one run of a batch took is none of the others'."""
-    for run in runs:
-        if run is not mine:
-            run.aside(seconds)

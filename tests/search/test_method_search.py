@@ -35,6 +35,7 @@ from dipa_bench.search.queues import TrialQueues
 from dipa_bench.search.sampling import KINDS
 from dipa_bench.solvers import Trajectory
 from dipa_bench.testing import small_task
+from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord
 
 CPU = torch.device("cpu")
@@ -544,7 +545,14 @@ def test_settings_in_one_batch_give_what_each_gives_alone(tmp_path: Path, lab) -
     assert again.agrees(tolerance(CPU, ours[5]))
 
 
-def test_a_batch_is_charged_once(tmp_path: Path, lab) -> None:
+def test_a_batch_is_charged_once(tmp_path: Path, lab, monkeypatch) -> None:
+    write = records.write
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.05)
+        write(*arguments)
+
+    monkeypatch.setattr(records, "write", slowly)
     study = lab.resolved(["identity"], trials=8, raw={"search": {"batch": 8}})
     began = time.monotonic()
     lab.search(study, tmp_path, "identity")
