@@ -74,6 +74,8 @@ class Scheduler:
                     for outcome in pool.wait(POLL):
                         self._tell(outcome)
                 elif self._open and not moved:
+                    if pool.free and not self._queues.shared:
+                        raise RuntimeError(f"{', '.join(self._open)}: not over, and nothing to do")
                     time.sleep(POLL)  # others are at work on what is left
         finally:
             for method_search in self._open.values():

@@ -33,6 +33,7 @@ from dipa_bench.search.jobs import Ended, Job, Lost, Outcome
 from dipa_bench.search.journal import trial_records
 from dipa_bench.search.queues import TrialQueues
 from dipa_bench.search.sampling import KINDS
+from dipa_bench.search.trial_queue import TrialQueue
 from dipa_bench.solvers import Trajectory
 from dipa_bench.testing import small_task
 from dipa_bench.tracking import records
@@ -109,6 +110,14 @@ def by_workers(lab: SimpleNamespace) -> Callable[..., SimpleNamespace]:
         return SimpleNamespace(done=done, pool=pool, heard=heard)
 
     return run
+
+
+def test_a_search_that_can_neither_go_on_nor_end_is_an_error(
+    tmp_path: Path, lab, by_workers, monkeypatch
+) -> None:
+    monkeypatch.setattr(TrialQueue, "next", lambda *given: None)
+    with pytest.raises(RuntimeError, match="identity: not over, and nothing to do"):
+        by_workers(lab.resolved(["identity"], trials=2), tmp_path)
 
 
 # ---------------------------------------------------------------------------- memory
