@@ -3,17 +3,18 @@
 Settings are few, and PSNR is smooth in those that are numbers. So a tuner that knows this needs a
 fraction of what a sampler needs that learns it:
 
-1. **Screening.** The given points; then, in every *branch* (each start with each momentum), the
-   numbers of the first point, and once more those of a point of a Sobol sequence. On the first
-   `SCREENED` validation images, where what is significantly worse leaves even sooner.
+1. **Screening.** The given points; then, in every *branch* (each start with each momentum), numbers
+   of its own from a Sobol sequence, as branches differ little where the numbers are bad in all of
+   them. On the first `SCREENED` validation images, where what is significantly worse leaves even
+   sooner.
 2. **Trust region.** From the best of these a quadratic model is followed over all numbers at once,
    in the unit cube of their ranges: COBYQA (Ragonneau and Zhang, "COBYQA", 2023), which needs no
-   gradients and so takes any prior.
-3. **Sweep.** What it found is tried in all other branches, so that a branch is ruled out by images
-   at good settings and not by luck at bad ones; in the best three, each number is also tried near
-   either end of its range, as PSNR may have two modes. The best that is far from what was found
-   gets a trust region as well; what is better then is tried in all other branches again.
-4. The best is followed on, on `REFINED` images, anew and wider where that ended, then the best that
+   gradients and so takes any prior. It ends where it gains no more.
+3. **Sweep.** What it found is tried in all other branches, and with each number near either end of
+   its range, as PSNR may have two modes.
+4. **Further trust regions**, in turns from the best of a start that none has begun from, and from
+   the best that is far from all of them; what is best then is tried with each other choice.
+5. The best is followed on, on `REFINED` images, anew and wider where that ended, then the best that
    is far from it, while there is budget; the best of what was seen is run on all images. Only
    what was run on all can win.
 
@@ -44,12 +45,13 @@ from dipa_bench.parameters import Value, When
 FEWEST = 24  # evaluations below which there is nothing to follow
 SCREENED, REFINED = 10, 40  # validation images
 RADIUS = 0.15  # of the first trust region, in the unit cube
+FURTHER = 0.25  # of those after the first sweep
 WIDER = 0.3  # of one that begins anew where another ended
-PROBED = 3  # branches in which each number is tried far from where it is
+VAIN = 2  # of those in a row that found nothing better, after which there are no more
 PROBES = (0.2, 0.8)  # there, in its range: at the ends themselves hardly anything is any good
 FAR = 0.3  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
-GAIN = 0.01  # dB, less than which a turn from a far point has to bring for the search to be over
+GAIN = 0.01  # dB: a trust region that gained less of late is over, a search with its last one
 FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
 
 Params = dict[str, Value]
@@ -89,12 +91,15 @@ class SettingsTuner:
 
     Args:
         space: parameter to distribution, at least one.
-        points: to try first, each with a value for every parameter that counts; their first is
-            where the numbers of the screening come from.
+        points: to try first, each with a value for every parameter that counts; the first is what
+            the entry is untuned.
         budget: evaluations, at least `FEWEST`.
         images: N, all validation images.
-        branches: names of the choices of which all combinations are screened.
+        branches: names of the choices of which all combinations are screened; a trust region
+            begins from several values of the first of them.
         seed: of the entry's own parameters.
+        limits: number to the choice that it depends on, with a limit for each of its values; where
+            that choice is changed, the number stays the same fraction of its limit.
         shared_seed: of the solver settings, the same for all entries of a study.
         conditions: parameter to the condition under which it counts.
         admits: whether the task has nothing against a draw.
@@ -108,6 +113,7 @@ class SettingsTuner:
         images: int,
         *,
         branches: Sequence[str] = (),
+        limits: Mapping[str, tuple[str, Mapping[str, float]]] | None = None,
         seed: int = 0,
         shared_seed: int = 0,
         conditions: Mapping[str, When] | None = None,
@@ -115,29 +121,30 @@ class SettingsTuner:
     ) -> None:
         self._space = dict(space)
         self._seed, self._shared_seed = seed, shared_seed
-        self._conditions = dict(conditions or {})
+        self._conditions, self._limits = dict(conditions or {}), dict(limits or {})
         self._task_admits = admits
         self._choices = [
             name for name, found in space.items() if isinstance(found, CategoricalDistribution)
         ]
         self._shared = [name for name in space if name.startswith("solve.")]
-        branching = [name for name in branches if name in self._choices]
-        values = (self._space[name].choices for name in branching)
+        self._branching = [name for name in branches if name in self._choices]
+        values = (self._space[name].choices for name in self._branching)
         self._branches = [
-            dict(zip(branching, branch, strict=True)) for branch in itertools.product(*values)
+            dict(zip(self._branching, branch, strict=True)) for branch in itertools.product(*values)
         ]
-        first = dict(points[0]) if points else {}
-        self._anchor = self._complete({}, first)
-        self._points = [self._complete(self._anchor, point) for point in points] or [self._anchor]
+        first = self._complete({}, points[0] if points else {})
+        self._points = [self._complete(first, point) for point in points] or [first]
         self._screened, self._refined = min(SCREENED, images), min(REFINED, images)
         self._images = images
         # what follows from the space alone, or is over, of which every step asks again
         self._regions: dict[tuple, list[Proposal]] = {}
+        self._turns: dict[int, Params | None] = {}  # where one begins, by how many ends there are
         self._places: dict[tuple, _Place] = {}
         self._admitted: dict[tuple, bool] = {}
         width = len(self._numbers(dict.fromkeys(self._space)))
         self._budget, self._shortest = budget, 2 * width + 1
-        self._plan = _Plan.of(budget, len(self._points), len(self._branches), width)
+        others = sum(len(self._space[name].choices) - 1 for name in self._choices)
+        self._plan = _Plan.of(budget, len(self._points), len(self._branches), others, width)
 
     def closing(self, evaluations: Sequence[Evaluation]) -> list[Proposal]:
         """The best of what was evaluated, on all images, for a search that has no time left."""
@@ -193,21 +200,20 @@ class SettingsTuner:
         plan, few = self._plan, self._screened
         book.need([Proposal(self._points[0], self._images, races=False)])  # the untuned ones
         book.need([Proposal(point, few, races=True) for point in self._screening])
-        self._follow(book, book.best(few), plan.first, few)
+        start = book.best(few)
+        self._follow(book, start, plan.region, few)
         found = self._on_all(book, book.best(few))
         if plan.sweeps:
-            moved = self._neighbours(found)
+            moved = [*self._neighbours(found, self._branches), *self._ends(found)]
             book.need([Proposal(point, few, races=True) for point in moved])
-        if plan.sweeps > 1:
-            leading = book.ranked(few, [found, *moved])[:PROBED]
-            moved += [end for point in leading for end in self._ends(point)]
-            book.need([Proposal(point, few, races=True) for point in moved])
-            far = [point for point in book.asked if self._apart(point, found)]
-            self._follow(book, book.best(few, far or [found]), plan.second, few)
-            if book.best(few) != found:
-                moved = self._neighbours(self._on_all(book, book.best(few)))
-                book.need([Proposal(point, few, races=True) for point in moved])
-        self._refine(book, book.best(few))
+        ends, refined = [start, found], None
+        while True:
+            if plan.sweeps:
+                ends = self._take_turns(book, ends)
+            if refined == book.best(few):
+                break
+            self._refine(book, book.best(few))
+            refined = book.best(few)
         ranked = book.ranked(self._refined)
         seen = [params for params in ranked if params in book.seen(self._refined)]
         rest = [params for params in ranked if params not in seen]
@@ -215,33 +221,76 @@ class SettingsTuner:
         last = seen[: plan.all_images - 1] + rest[: 1 if seen else plan.all_images]
         book.need([Proposal(params, self._images, races=False) for params in last])
 
+    def _take_turns(self, book: _Book, ends: Sequence[Params]) -> list[Params]:
+        """Further trust regions on few images: from the best of the screening with a start that
+        none began from, then from the best that is far from all of them, and so on, until two in a
+        row found nothing better. What is better is tried with each other choice.
+
+        A start is worth little with the numbers that are best for another one.
+
+        Args:
+            book: what is known.
+            ends: where trust regions began and ended.
+
+        Returns:
+            The same with those of the turns.
+        """
+        plan, few, ends, vain = self._plan, self._screened, list(ends), 0
+        while vain < VAIN and self._left(book) >= plan.region + plan.refined:
+            if len(ends) not in self._turns:
+                self._turns[len(ends)] = self._begin(book, ends)
+            start = self._turns[len(ends)]
+            if start is None:
+                break
+            before, reached = len(book.asked), book.value(book.best(few), few)
+            self._follow(book, start, plan.region, few, FURTHER, reached)
+            ends += [start, book.best(few, [start, *book.asked[before:]])]
+            if book.value(book.best(few), few) - reached < GAIN:
+                vain += 1
+                continue
+            found, vain = self._on_all(book, book.best(few)), 0
+            moved = self._neighbours(found, self._single_changes)
+            book.need([Proposal(point, few, races=True) for point in moved])
+        return ends
+
+    def _begin(self, book: _Book, ends: Sequence[Params]) -> Params | None:
+        """Where a turn begins, given where others began and ended; None where nothing is left."""
+        main = next(iter(self._branching), "")
+        begun = {end.get(main) for end in ends}
+        others = [point for point in self._screening if point.get(main) not in begun]
+        if len(ends) % 4 == 0 or not others:  # every second turn
+            others = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
+        return book.best(self._screened, others) if others else None
+
     def _on_all(self, book: _Book, params: Params) -> Params:
         """The same settings, run on all images: what the search has, should it end early."""
         book.need([Proposal(params, self._images, races=False)])
         return params
 
     def _refine(self, book: _Book, start: Params) -> None:
-        """Trust regions on more images: from the best, anew where that ended, then far from both.
+        """Trust regions on more images: from the best; from the best other choice with its numbers,
+        if a region on few images makes that better; else wider ones where the last one ended.
 
         A region that has become small in a curved valley ends before the optimum; one that begins
-        anew there, and wider, goes on. It is over once what was far brought no gain.
+        anew there, and wider, goes on.
         """
-        ends: list[Params] = []
-        radius, reached = RADIUS, -math.inf
-        while (left := self._left(book)) >= (self._shortest if ends else 1):
-            self._follow(book, start, left, self._refined, radius)
-            best = book.best(self._refined, book.seen(self._refined) or [start])
-            ends += [start, best]
-            if radius == RADIUS:
-                start, radius = best, WIDER
-                continue
-            before, reached = reached, book.value(best, self._refined)
-            if reached - before < GAIN:
+        few, images, radius = self._screened, self._refined, RADIUS
+        while (left := self._left(book)) >= (1 if radius == RADIUS else self._shortest):
+            kept = len(self._single_changes) + self._plan.region  # for other choices
+            spare = left - kept if left - kept >= self._shortest + 2 else left
+            self._follow(book, start, spare, images, radius)
+            begun, start = start, book.best(images, book.seen(images) or [start])
+            moved = self._neighbours(start, self._single_changes)
+            if moved and self._left(book) >= kept:
+                book.need([Proposal(point, few, races=True) for point in moved])
+                rival = book.value(start, few)
+                self._follow(book, book.best(few, moved), self._plan.region, few, FURTHER, rival)
+                if book.value(book.best(few), few) - rival >= GAIN:
+                    start, radius = book.best(few), RADIUS
+                    continue
+            if book.value(start, images) - book.value(begun, images) < GAIN:
                 return
-            far = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
-            if not far:
-                return
-            start, radius = book.best(self._screened, far), RADIUS
+            radius = WIDER
 
     def _apart(self, one: Params, other: Params) -> bool:
         """Whether two points are of different branches, or far from each other in the unit cube."""
@@ -274,31 +323,41 @@ class SettingsTuner:
 
     @cached_property
     def _screening(self) -> list[Params]:
-        """The points, the first one's numbers in every branch, and further ones likewise."""
+        """The points, and in every branch as many points of its own as there are rounds."""
         found = list(self._points)
-        for turn in range(self._plan.rounds):
-            for place, branch in enumerate(self._branches):
-                draw = dict(self._anchor)
-                if turn:
-                    index = (turn - 1) * len(self._branches) + place
-                    draw |= self._drawn(index, turn - 1)
-                found.append(self._complete(draw, branch))
+        for index in range(self._plan.rounds * len(self._branches)):
+            branch = self._branches[index % len(self._branches)]
+            found.append(self._complete(self._points[0] | self._drawn(index), branch))
         return _distinct([point for point in found if self._admits(point)])
 
-    def _drawn(self, index: int, turn: int) -> Params:
-        """Solver settings of a turn, the same in all branches, and own parameters of a point."""
+    def _drawn(self, index: int) -> Params:
+        """A Sobol point: solver settings that all entries have, and own parameters."""
         own = [name for name in self._space if name not in self._shared]
-        draw = sobol_point(self._space, turn, self._shared_seed, self._shared)
-        draw |= sobol_point(self._space, index, self._seed, own)
-        return draw
+        draw = sobol_point(self._space, index, self._shared_seed, self._shared)
+        return draw | sobol_point(self._space, index, self._seed, own)
 
-    def _neighbours(self, params: Params) -> list[Params]:
-        """The same numbers in all other branches, and with each other choice of its own."""
+    @cached_property
+    def _single_changes(self) -> list[Params]:
+        """Each value of each choice of the branches."""
+        return [{name: value} for name in self._branching for value in self._space[name].choices]
+
+    def _neighbours(self, params: Params, changes: Sequence[Params]) -> list[Params]:
+        """The same point with other choices: those of the changes, and each one of its own."""
         own = [name for name in self._choices if name in params and name not in self._shared]
-        changes = list(self._branches)
+        changes = [*changes]
         changes += [{name: value} for name in own for value in self._space[name].choices]
-        moved = [self._complete(params, change) for change in changes]
+        moved = [self._changed(params, change) for change in changes]
         return [one for one in _distinct(moved) if one != params and self._admits(one)]
+
+    def _changed(self, params: Params, change: Params) -> Params:
+        """The same point with other choices, and with what is limited by them as far from there."""
+        found = self._complete(params, change)
+        for name, (choice, limit) in self._limits.items():
+            old, new = (limit.get(point.get(choice)) for point in (params, found))
+            if name in found and old and new:
+                low, high = self._space[name].low, self._space[name].high
+                found[name] = min(max(params[name] * new / old, low), high)
+        return found
 
     def _ends(self, params: Params) -> list[Params]:
         """The same point with each of its numbers near the ends of its range: PSNR has two modes
@@ -315,9 +374,24 @@ class SettingsTuner:
         return [one for one in _distinct(found) if one != params and self._admits(one)]
 
     def _follow(
-        self, book: _Book, start: Params, count: int, images: int, radius: float = RADIUS
+        self,
+        book: _Book,
+        start: Params,
+        count: int,
+        images: int,
+        radius: float = RADIUS,
+        rival: float = -math.inf,
     ) -> None:
-        """A trust region from a point, so many evaluations at most.
+        """A trust region from a point, until it gains no more.
+
+        Args:
+            book: what is known.
+            start: where it begins.
+            count: evaluations, at most.
+            images: of each.
+            radius: of the region, in the unit cube.
+            rival: PSNR [dB] that it is left for, if after the first model twice its gain does not
+                reach it.
 
         Raises:
             _Missing: the next point that is not known yet.
@@ -331,6 +405,8 @@ class SettingsTuner:
             book.need(self._regions[place])
             return
         visited: dict[tuple, Proposal] = {}
+        best: list[float] = []  # after each evaluation
+        patience = 3 * (len(names) + 1)  # beyond its first model
 
         def loss(units: np.ndarray) -> float:
             params = self._moved(start, names, units)
@@ -339,9 +415,15 @@ class SettingsTuner:
             key = _key(params)
             if key not in visited and len(visited) == count:
                 raise _Over
+            if len(best) > patience and best[-1] - best[-1 - patience] < GAIN:
+                raise _Over
+            if len(best) >= self._shortest + 2 and 2 * best[-1] - best[0] < rival:
+                raise _Over
             visited[key] = Proposal(params, images, races=False)
             book.need([visited[key]])
-            return -book.value(params, images)
+            found = book.value(params, images)
+            best.append(max([found, *best[-1:]]))
+            return -found
 
         with suppress(_Over):
             minimize(
@@ -412,37 +494,37 @@ class _Plan:
 
     Attributes:
         rounds: of the screening.
-        first, second: of the trust regions on few images.
-        sweeps: through the other branches.
-        all_images: points that are run on all images; what is left goes to a trust region on more
-            images than those.
+        region: of each trust region on few images.
+        sweeps: whether other branches and the ends of ranges are tried.
+        refined: of the trust regions on more images, at least.
+        all_images: points that are run on all images.
     """
 
     rounds: int
-    first: int
-    second: int
-    sweeps: int
+    region: int
+    sweeps: bool
+    refined: int
     all_images: int
 
     @staticmethod
-    def of(budget: int, points: int, branches: int, width: int) -> _Plan:
+    def of(budget: int, points: int, branches: int, others: int, width: int) -> _Plan:
         """A share of the budget for each part.
 
         Args:
             budget: evaluations.
             points, branches: of the screening.
+            others: choices beside those that a point has.
             width: numbers that a trust region has.
         """
-        shortest = 2 * width + 1  # evaluations from which COBYQA has its first model
-        rounds = 2 if budget >= 6 * branches else 1
-        all_images = 4 if budget >= 3 * FEWEST else 2
-        spare = budget - points - rounds * branches - all_images - 2
-        for sweeps in (2, 1):
-            left = spare - sweeps * (branches - 1) - (2 * width * PROBED if sweeps > 1 else 0)
-            if left >= 2 * sweeps * shortest:
-                second = 3 * left // 10 if sweeps > 1 else 0
-                return _Plan(rounds, 4 * left // 10, second, sweeps, all_images)
-        return _Plan(rounds, 3 * max(0, spare) // 5, 0, 0, all_images)
+        model = 2 * width + 3  # evaluations for COBYQA's first model, and two steps
+        rounds = 2 if budget >= 12 * branches else 1
+        all_images = 4 if budget >= 6 * branches else 2
+        spare = max(0, budget - points - rounds * branches - all_images - 2)
+        left = spare - (branches - 1) - others - 2 * width
+        if left < 2 * model:
+            return _Plan(rounds, min(max(model, spare // 2), spare), False, 0, all_images)
+        region = max(model, min(left // 5, 5 * width))
+        return _Plan(rounds, region, True, 2 * left // 5, all_images)
 
 
 class _Missing(Exception):

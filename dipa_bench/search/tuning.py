@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dipa_bench.execution.context import StudyContext
 
 BRANCHES = ("solve.start", "solve.momentum")
+LIMITS = {"solve.step": ("solve.momentum", {"none": 2.0, "textbook": 4 / 3, "published": 4 / 3})}
+"""Steps, relative to 1/lambda_max, below which iterations without a prior stay bounded."""
 CLOSING = 0.85  # of a stage's time, after which nothing but the best is run, on all images
 
 
@@ -123,6 +125,7 @@ class Tuning:
             stage.count,
             len(task.images.validation),
             branches=BRANCHES,
+            limits=LIMITS,
             seed=context.seed("search"),
             shared_seed=context.seed("solver settings"),
             conditions=entry.conditions(task),

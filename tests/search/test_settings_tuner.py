@@ -105,9 +105,8 @@ def test_every_branch_is_tried_before_anything_is_followed() -> None:
     branches = {(one.params["solve.start"], one.params["solve.momentum"]) for one in screened}
     assert branches == {(start, momentum) for start in STARTS for momentum in MOMENTA}
     assert all(one.races and one.images == 10 for one in screened)
-    first = [one for one in screened if one.params["solve.strength"] == 0.05]
-    assert len(first) >= len(branches) - 1  # one of them was run already
-    assert all(one.params["solve.step"] == 1.0 for one in first)
+    strengths = {one.params["solve.strength"] for one in screened}
+    assert len(strengths) == len(screened) == 2 * len(branches)  # each has numbers of its own
 
 
 @pytest.mark.exhaustive(after=1)
@@ -130,6 +129,40 @@ def test_a_branch_with_bad_numbers_is_not_ruled_out() -> None:
     winner = best(search(tuner(), twisted)).params
     assert winner["solve.start"] == "zero"
     assert twisted(winner) == pytest.approx(30.0, abs=0.01)
+
+
+@pytest.mark.exhaustive(after=1)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_start_that_needs_numbers_of_its_own_is_found(seed: int) -> None:
+    """With a strong prior all starts are alike, with a weak one all but one are bad."""
+
+    def hidden(params: Mapping[str, Any]) -> float:
+        strength = math.log(params["solve.strength"])
+        strong = 28.0 - (strength - math.log(0.15)) ** 2
+        weak = 29.0 if params["solve.start"] == "lmmse" else 24.0
+        return max(strong, weak - 0.5 * (strength - math.log(0.006)) ** 2)
+
+    found = best(search(tuner(shared_seed=seed), hidden))
+    assert hidden(found.params) == pytest.approx(29.0, abs=0.02)
+
+
+def test_steps_keep_their_distance_from_the_limit_of_a_momentum() -> None:
+    """Each momentum diverges beyond its limit, and is best a little below it."""
+    limits = {"none": 1.9, "textbook": 0.5}
+
+    def limited(params: Mapping[str, Any]) -> float:
+        share = params["solve.step"] / limits[params["solve.momentum"]]
+        gain = 1.0 if params["solve.momentum"] == "textbook" else 0.0
+        return math.nan if share > 1 else smooth(FIRST) + gain + share
+
+    one = tuner(60, limits={"solve.step": ("solve.momentum", limits)})
+    winner = best(search(one, limited)).params
+    assert winner["solve.momentum"] == "textbook"
+    assert limited(winner) == pytest.approx(smooth(FIRST) + 2, abs=0.06)
+
+
+def test_where_nothing_gains_the_search_ends_early() -> None:
+    assert len(search(tuner(192), lambda params: 25.0)) < 120
 
 
 @pytest.mark.exhaustive
@@ -197,7 +230,7 @@ def test_what_the_task_refuses_is_not_asked_for() -> None:
     assert smooth(best(found).params) == pytest.approx(29.0, abs=0.02)
 
 
-@pytest.mark.parametrize("budget", [FEWEST, 40, 120])
+@pytest.mark.parametrize("budget", [FEWEST, 30, 40, 48, 60, 96, 120, 150, 192])
 def test_a_budget_is_kept(budget: int) -> None:
     found = search(tuner(budget), smooth)
     assert len(found) <= budget

@@ -278,15 +278,15 @@ FAULTS = [
     Fault(
         "the tuner never leaves its first branch",
         "dipa_bench/search/settings_tuner.py",
-        "if plan.sweeps:",
-        "if plan.sweeps > 2:",
+        "moved = [*self._neighbours(found, self._branches), *self._ends(found)]",
+        "moved = self._ends(found)",
         SEARCH,
     ),
     Fault(
         "a trust region climbs down",
         "dipa_bench/search/settings_tuner.py",
-        "return -book.value(params, images)",
-        "return book.value(params, images)",
+        "return -found",
+        "return found",
         SEARCH,
     ),
     Fault(
