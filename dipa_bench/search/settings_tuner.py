@@ -282,11 +282,12 @@ class SettingsTuner:
             begun, start = start, book.best(images, book.seen(images) or [start])
             moved = self._neighbours(start, self._single_changes)
             if moved and self._left(book) >= kept:
+                before, rival = len(book.asked), book.value(start, few)
                 book.need([Proposal(point, few, races=True) for point in moved])
-                rival = book.value(start, few)
                 self._follow(book, book.best(few, moved), self._plan.region, few, FURTHER, rival)
-                if book.value(book.best(few), few) - rival >= GAIN:
-                    start, radius = book.best(few), RADIUS
+                other = book.best(few, [start, *book.asked[before:]])
+                if book.value(other, few) - rival >= GAIN:
+                    start, radius = other, RADIUS
                     continue
             if book.value(start, images) - book.value(begun, images) < GAIN:
                 return

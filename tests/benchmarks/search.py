@@ -1,6 +1,7 @@
 """Time until a search is near the best solver settings of a fixed operator, against plain Optuna.
 
     python tests/benchmarks/search.py --problems sr/identity cs/identity --repeats 5 --cache FOLDER
+    python tests/benchmarks/search.py --problems deblur/identity --settings 24 48 96 --repeats 3
 
 Three contenders tune the same operator on the same validation images, with seeds of their own in
 every repeat and in turns, so that other programs slow them alike; none is given any point but the
@@ -15,6 +16,9 @@ They are read where settings that were run on all images come within 0.05 and 0.
 reference: the best of --reference random settings, of COBYQA on all images from the ten best of
 them, and of all that contenders ever found. A search that does not arrive within --seconds of CPU
 time, or ends before, counts as infinite.
+
+With --settings the question is another one: what each comes to with so many evaluations, given the
+points that a study tries first.
 """
 
 from __future__ import annotations
@@ -124,10 +128,12 @@ class Search:
 
     def __post_init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._spent: list[float] = []
 
     def tell(self, value: float | None) -> None:
         """Takes an evaluation; None where it was not on all images."""
         self.evaluations += 1
+        self._spent.append(self.cpu)
         if value is not None and (not self.best or value > self.best[-1][-1]):
             wall, cpu = time.perf_counter() - self._wall, self.cpu
             self.best.append((wall, cpu, self.evaluations, value))
@@ -135,6 +141,10 @@ class Search:
     @property
     def cpu(self) -> float:
         return time.process_time() - self._cpu
+
+    def cpu_after(self, evaluations: int) -> float:
+        """CPU seconds of the first evaluations."""
+        return self._spent[min(evaluations, len(self._spent)) - 1]
 
     def arrival(self, bar: float) -> tuple[float, float, float]:
         """Wall seconds, CPU seconds and evaluations until the bar; infinite where it never came."""
@@ -144,14 +154,21 @@ class Search:
         return (math.inf,) * 3
 
 
-def by_optuna(sampler: Callable[[int], BaseSampler]) -> Callable[[Problem, int, float], Search]:
-    """A plain Optuna loop, every trial on all images."""
+def by_optuna(sampler: Callable[[int], BaseSampler]) -> Callable[..., Search]:
+    """A plain Optuna loop, every trial on all images; arguments as those of `by_tuner`."""
 
-    def run(problem: Problem, seed: int, seconds: float) -> Search:
+    def run(
+        problem: Problem,
+        seed: int,
+        seconds: float,
+        points: Sequence[Params] = (),
+        settings: float = math.inf,
+    ) -> Search:
         search = Search(seconds)
         study = optuna.create_study(direction="maximize", sampler=sampler(seed))
-        study.enqueue_trial(problem.defaults)
-        while search.cpu < seconds:
+        for point in points or [problem.defaults]:
+            study.enqueue_trial(point)
+        while search.cpu < seconds and search.evaluations < settings:
             trial = study.ask(problem.space)
             value = problem.psnr(trial.params)
             study.tell(trial, value)
@@ -161,20 +178,27 @@ def by_optuna(sampler: Callable[[int], BaseSampler]) -> Callable[[Problem, int, 
     return run
 
 
-def by_tuner(problem: Problem, seed: int, seconds: float, points: Sequence[Params] = ()) -> Search:
-    """The tuner of a study, with a study's budget.
+def by_tuner(
+    problem: Problem,
+    seed: int,
+    seconds: float,
+    points: Sequence[Params] = (),
+    settings: int | None = None,
+) -> Search:
+    """The tuner of a study.
 
     Args:
         problem: what is tuned.
         seed: of the search.
         seconds: of CPU time.
         points: to try first; else the defaults.
+        settings: evaluations; else those of a study.
     """
     search, known = Search(seconds), []
     tuner = SettingsTuner(
         problem.space,
         points or [problem.defaults],
-        problem.settings,
+        settings or problem.settings,
         len(problem.images),
         branches=BRANCHES,
         limits=LIMITS,
@@ -245,6 +269,35 @@ def refined(problem: Problem, start: Params) -> float:
     return max(seen)
 
 
+def with_settings(
+    problem: Problem, budgets: Sequence[int], contenders: Sequence[str], repeats: int
+) -> None:
+    """Prints what each contender comes to with so many evaluations, for each seed.
+
+    A sampler's first trials do not depend on how many follow, so one search has all budgets; the
+    tuner's do.
+    """
+    for contender in contenders:
+        ends: dict[int, list[float]] = {budget: [] for budget in budgets}
+        cpu: dict[int, list[float]] = {budget: [] for budget in budgets}
+        for seed in range(repeats):
+            whole = None
+            for budget in reversed(budgets):
+                if whole is None or contender == "tuner":
+                    search = CONTENDERS[contender]
+                    whole = search(problem, seed, math.inf, problem.points, settings=budget)
+                reached = [one for one in whole.best if one[2] <= budget]
+                ends[budget].append(reached[-1][-1])
+                cpu[budget].append(whole.cpu_after(budget))
+        for budget in budgets:
+            told = ", ".join(f"{end:.3f}" for end in ends[budget])
+            seconds = statistics.median(cpu[budget])
+            print(
+                f"{problem.name}, {budget} settings, {contender}: {told} dB in CPU {seconds:.0f} s",
+                flush=True,
+            )
+
+
 def table(name: str, best: float, found: Mapping[str, list[Search]]) -> None:
     """Prints medians of each contender, and how many times as long as the tuner it took."""
     print(f"{name}: reference {best:.3f} dB")
@@ -272,12 +325,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=300, help="of CPU time, of one search")
     parser.add_argument("--cache", type=Path, default=Path(".benchmarks"))
+    parser.add_argument("--settings", type=int, nargs="+", help="compare what these lead to")
     parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in given.problems:
         problem = Problem(name)
+        if given.settings:
+            with_settings(problem, sorted(given.settings), given.only, given.repeats)
+            continue
         best = reference(problem, given.reference, given.cache) if given.reference else -math.inf
         found: dict[str, list[Search]] = {contender: [] for contender in given.only}
         for repeat in range(given.repeats):

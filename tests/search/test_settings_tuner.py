@@ -208,6 +208,26 @@ def test_what_came_late_is_told() -> None:
     assert one.late_gain([]) == 0.0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_images_that_disagree_do_not_keep_it_from_ending(seed: int) -> None:
+    """The few images of the screening are best at another strength than all of them."""
+
+    def psnr(params: Mapping[str, Any], count: int) -> list[float]:
+        strength = math.log(params["solve.strength"])
+        few = smooth(params) - 2 * (strength - math.log(0.06)) ** 2
+        return [few] * min(count, 10) + [smooth(params)] * (count - 10)
+
+    one, found = tuner(150, shared_seed=seed), []
+    while proposals := one.proposals(found):
+        (proposal, *_) = proposals
+        found.append(Evaluation(proposal.params, psnr(proposal.params, proposal.images)))
+    assert len(found) <= 150
+    ends = max(np.mean(one.psnr) for one in found if len(one.psnr) == IMAGES)
+    strengths = np.geomspace(0.02, 0.06, 50)
+    at = [psnr({**best(found).params, "solve.strength": one}, IMAGES) for one in strengths]
+    assert ends >= max(map(np.mean, at)) - 0.05
+
+
 def test_settings_that_fail_are_left() -> None:
     def score(params: Mapping[str, Any]) -> float:
         failed = params["solve.start"] == "adjoint" or params["solve.step"] > 1.7
