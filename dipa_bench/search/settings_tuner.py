@@ -5,18 +5,18 @@ fraction of what a sampler needs that learns it:
 
 1. **Screening.** The given points; then, in every *branch* (each start with each momentum), numbers
    of its own from a Sobol sequence, as branches differ little where the numbers are bad in all of
-   them. On the first `SCREENED` validation images, where what is significantly worse leaves even
-   sooner.
+   them; with many evaluations the numbers of the first point as well. On the first `SCREENED`
+   validation images, where what is significantly worse leaves even sooner.
 2. **Trust region.** From the best of these a quadratic model is followed over all numbers at once,
    in the unit cube of their ranges: COBYQA (Ragonneau and Zhang, "COBYQA", 2023), which needs no
    gradients and so takes any prior. It ends where it gains no more.
 3. **Sweep.** What it found is tried in all other branches, and with each number near either end of
    its range, as PSNR may have two modes.
-4. **Further trust regions**, in turns from the best of a start that none has begun from, and from
-   the best that is far from all of them; what is best then is tried with each other choice.
-5. The best is followed on, on `REFINED` images, anew and wider where that ended, then the best that
-   is far from it, while there is budget; the best of what was seen is run on all images. Only
-   what was run on all can win.
+4. **Further trust regions**, from the best with another start, then from the best that is far from
+   where others began and ended; what is better is tried with each other choice.
+5. The best is followed on, on `REFINED` images, then the best other choice with its numbers, or
+   wider regions where the last one ended; 4 and 5 again while there is budget, and the best of what
+   was seen is run on all images. Only what was run on all can win.
 
 An operator's own parameters (mu, degree, rank) are tuned with the settings, within the same number:
 numbers in the trust regions, choices in the screening and the sweep.
@@ -47,7 +47,7 @@ SCREENED, REFINED = 10, 40  # validation images
 RADIUS = 0.15  # of the first trust region, in the unit cube
 FURTHER = 0.25  # of those after the first sweep
 WIDER = 0.3  # of one that begins anew where another ended
-VAIN = 2  # of those in a row that found nothing better, after which there are no more
+VAIN = 3  # of those in a row that found nothing better, after which there are no more
 PROBES = (0.2, 0.8)  # there, in its range: at the ends themselves hardly anything is any good
 FAR = 0.3  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
@@ -222,9 +222,9 @@ class SettingsTuner:
         book.need([Proposal(params, self._images, races=False) for params in last])
 
     def _take_turns(self, book: _Book, ends: Sequence[Params]) -> list[Params]:
-        """Further trust regions on few images: from the best of the screening with a start that
-        none began from, then from the best that is far from all of them, and so on, until two in a
-        row found nothing better. What is better is tried with each other choice.
+        """Further trust regions on few images: from the best of the screening with another start,
+        then from the best that is far from where others began and ended, until several in a row
+        found nothing better. What is better is tried with each other choice.
 
         A start is worth little with the numbers that are best for another one.
 
@@ -258,7 +258,7 @@ class SettingsTuner:
         main = next(iter(self._branching), "")
         begun = {end.get(main) for end in ends}
         others = [point for point in self._screening if point.get(main) not in begun]
-        if len(ends) % 4 == 0 or not others:  # every second turn
+        if len(ends) > 2 or not others:  # not the first turn
             others = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
         return book.best(self._screened, others) if others else None
 
@@ -278,18 +278,19 @@ class SettingsTuner:
         while (left := self._left(book)) >= (1 if radius == RADIUS else self._shortest):
             kept = len(self._single_changes) + self._plan.region  # for other choices
             spare = left - kept if left - kept >= self._shortest + 2 else left
+            reached = book.value(book.best(images, book.seen(images)), images)
             self._follow(book, start, spare, images, radius)
-            begun, start = start, book.best(images, book.seen(images) or [start])
+            start = book.best(images, book.seen(images))
             moved = self._neighbours(start, self._single_changes)
             if moved and self._left(book) >= kept:
-                before, rival = len(book.asked), book.value(start, few)
                 book.need([Proposal(point, few, races=True) for point in moved])
+                before, rival = len(book.asked), book.value(start, few)
                 self._follow(book, book.best(few, moved), self._plan.region, few, FURTHER, rival)
                 other = book.best(few, [start, *book.asked[before:]])
                 if book.value(other, few) - rival >= GAIN:
                     start, radius = other, RADIUS
                     continue
-            if book.value(start, images) - book.value(begun, images) < GAIN:
+            if book.value(start, images) - reached < GAIN:
                 return
             radius = WIDER
 
@@ -324,10 +325,13 @@ class SettingsTuner:
 
     @cached_property
     def _screening(self) -> list[Params]:
-        """The points, and in every branch as many points of its own as there are rounds."""
+        """The points; the first one's numbers in every branch, if there are two rounds; and in
+        every branch a point of its own.
+        """
         found = list(self._points)
-        for index in range(self._plan.rounds * len(self._branches)):
-            branch = self._branches[index % len(self._branches)]
+        if self._plan.rounds > 1:
+            found += [self._complete(self._points[0], branch) for branch in self._branches]
+        for index, branch in enumerate(self._branches):
             found.append(self._complete(self._points[0] | self._drawn(index), branch))
         return _distinct([point for point in found if self._admits(point)])
 
