@@ -47,8 +47,8 @@ SCREENED, REFINED = 10, 40  # validation images
 RADIUS = 0.15  # of the first trust region, in the unit cube
 FURTHER = 0.25  # of those after the first sweep
 WIDER = 0.3  # of one that begins anew where another ended
-VAIN = 3  # of those in a row that found nothing better, after which there are no more
-PROBES = (0.2, 0.8)  # there, in its range: at the ends themselves hardly anything is any good
+PATIENCE = 3  # of those in a row that found nothing better, after which there are no more
+PROBES = (0.2, 0.8)  # of a number's range: at the ends themselves hardly anything is any good
 FAR = 0.3  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
 GAIN = 0.01  # dB: a trust region that gained less of late is over, a search with its last one
@@ -138,7 +138,9 @@ class SettingsTuner:
         self._images = images
         # what follows from the space alone, or is over, of which every step asks again
         self._regions: dict[tuple, list[Proposal]] = {}
-        self._turns: dict[int, Params | None] = {}  # where one begins, by how many ends there are
+        self._starts: dict[
+            int, Params | None
+        ] = {}  # of further regions, by how many ends there are
         self._places: dict[tuple, _Place] = {}
         self._admitted: dict[tuple, bool] = {}
         width = len(self._numbers(dict.fromkeys(self._space)))
@@ -199,17 +201,17 @@ class SettingsTuner:
         """
         plan, few = self._plan, self._screened
         book.need([Proposal(self._points[0], self._images, races=False)])  # the untuned ones
-        book.need([Proposal(point, few, races=True) for point in self._screening])
+        self._on_few(book, self._screening)
         start = book.best(few)
         self._follow(book, start, plan.region, few)
         found = self._on_all(book, book.best(few))
         if plan.sweeps:
-            moved = [*self._neighbours(found, self._branches), *self._ends(found)]
-            book.need([Proposal(point, few, races=True) for point in moved])
+            moved = [*self._neighbours(found, self._branches), *self._probes(found)]
+            self._on_few(book, moved)
         ends, refined = [start, found], None
         while True:
             if plan.sweeps:
-                ends = self._take_turns(book, ends)
+                ends = self._further_regions(book, ends)
             if refined == book.best(few):
                 break
             self._refine(book, book.best(few))
@@ -221,7 +223,7 @@ class SettingsTuner:
         last = seen[: plan.all_images - 1] + rest[: 1 if seen else plan.all_images]
         book.need([Proposal(params, self._images, races=False) for params in last])
 
-    def _take_turns(self, book: _Book, ends: Sequence[Params]) -> list[Params]:
+    def _further_regions(self, book: _Book, ends: Sequence[Params]) -> list[Params]:
         """Further trust regions on few images: from the best of the screening with another start,
         then from the best that is far from where others began and ended, until several in a row
         found nothing better. What is better is tried with each other choice.
@@ -233,34 +235,38 @@ class SettingsTuner:
             ends: where trust regions began and ended.
 
         Returns:
-            The same with those of the turns.
+            The same with those of the further ones.
         """
-        plan, few, ends, vain = self._plan, self._screened, list(ends), 0
-        while vain < VAIN and self._left(book) >= plan.region + plan.refined:
-            if len(ends) not in self._turns:
-                self._turns[len(ends)] = self._begin(book, ends)
-            start = self._turns[len(ends)]
+        plan, few, ends, fruitless = self._plan, self._screened, list(ends), 0
+        while fruitless < PATIENCE and self._left(book) >= plan.region + plan.refined:
+            if len(ends) not in self._starts:
+                self._starts[len(ends)] = self._next_start(book, ends)
+            start = self._starts[len(ends)]
             if start is None:
                 break
             before, reached = len(book.asked), book.value(book.best(few), few)
             self._follow(book, start, plan.region, few, FURTHER, reached)
             ends += [start, book.best(few, [start, *book.asked[before:]])]
             if book.value(book.best(few), few) - reached < GAIN:
-                vain += 1
+                fruitless += 1
                 continue
-            found, vain = self._on_all(book, book.best(few)), 0
+            found, fruitless = self._on_all(book, book.best(few)), 0
             moved = self._neighbours(found, self._single_changes)
-            book.need([Proposal(point, few, races=True) for point in moved])
+            self._on_few(book, moved)
         return ends
 
-    def _begin(self, book: _Book, ends: Sequence[Params]) -> Params | None:
-        """Where a turn begins, given where others began and ended; None where nothing is left."""
+    def _next_start(self, book: _Book, ends: Sequence[Params]) -> Params | None:
+        """Where a further region begins, given where others did and ended; None for nowhere."""
         main = next(iter(self._branching), "")
         begun = {end.get(main) for end in ends}
         others = [point for point in self._screening if point.get(main) not in begun]
-        if len(ends) > 2 or not others:  # not the first turn
+        if len(ends) > 2 or not others:  # not the first of them
             others = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
         return book.best(self._screened, others) if others else None
+
+    def _on_few(self, book: _Book, points: Sequence[Params]) -> None:
+        """Points in a race on the images of the screening."""
+        book.need([Proposal(point, self._screened, races=True) for point in points])
 
     def _on_all(self, book: _Book, params: Params) -> Params:
         """The same settings, run on all images: what the search has, should it end early."""
@@ -283,7 +289,7 @@ class SettingsTuner:
             start = book.best(images, book.seen(images))
             moved = self._neighbours(start, self._single_changes)
             if moved and self._left(book) >= kept:
-                book.need([Proposal(point, few, races=True) for point in moved])
+                self._on_few(book, moved)
                 before, rival = len(book.asked), book.value(start, few)
                 self._follow(book, book.best(few, moved), self._plan.region, few, FURTHER, rival)
                 other = book.best(few, [start, *book.asked[before:]])
@@ -364,7 +370,7 @@ class SettingsTuner:
                 found[name] = min(max(params[name] * new / old, low), high)
         return found
 
-    def _ends(self, params: Params) -> list[Params]:
+    def _probes(self, params: Params) -> list[Params]:
         """The same point with each of its numbers near the ends of its range: PSNR has two modes
         where a strength that falls does as well as one that rises.
         """
@@ -411,7 +417,7 @@ class SettingsTuner:
             return
         visited: dict[tuple, Proposal] = {}
         best: list[float] = []  # after each evaluation
-        patience = 3 * (len(names) + 1)  # beyond its first model
+        window = 3 * (len(names) + 1)  # of evaluations, longer than its first model takes
 
         def loss(units: np.ndarray) -> float:
             params = self._moved(start, names, units)
@@ -420,7 +426,7 @@ class SettingsTuner:
             key = _key(params)
             if key not in visited and len(visited) == count:
                 raise _Over
-            if len(best) > patience and best[-1] - best[-1 - patience] < GAIN:
+            if len(best) > window and best[-1] - best[-1 - window] < GAIN:
                 raise _Over
             if len(best) >= self._shortest + 2 and 2 * best[-1] - best[0] < rival:
                 raise _Over

@@ -13,14 +13,14 @@ from dipa_bench.parameters import Value
 from dipa_bench.search import outcome
 from dipa_bench.search.settings_tuner import Evaluation, Proposal, SettingsTuner
 from dipa_bench.search.stages import Stage
+from dipa_bench.solvers.parameters import STEP_LIMITS
 from dipa_bench.tracking.records import RunRecord
 
 if TYPE_CHECKING:
     from dipa_bench.execution.context import StudyContext
 
 BRANCHES = ("solve.start", "solve.momentum")
-LIMITS = {"solve.step": ("solve.momentum", {"none": 2.0, "textbook": 4 / 3, "published": 4 / 3})}
-"""Steps, relative to 1/lambda_max, below which iterations without a prior stay bounded."""
+LIMITS = {"solve.step": ("solve.momentum", STEP_LIMITS)}
 CLOSING = 0.85  # of a stage's time, after which nothing but the best is run, on all images
 
 

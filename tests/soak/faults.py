@@ -278,8 +278,8 @@ FAULTS = [
     Fault(
         "the tuner never leaves its first branch",
         "dipa_bench/search/settings_tuner.py",
-        "moved = [*self._neighbours(found, self._branches), *self._ends(found)]",
-        "moved = self._ends(found)",
+        "moved = [*self._neighbours(found, self._branches), *self._probes(found)]",
+        "moved = self._probes(found)",
         SEARCH,
     ),
     Fault(
