@@ -15,7 +15,7 @@ from dipa_bench.tracking.results import TaskResults
 NEGLIGIBLE = 0.1  # seconds; a fitting time below this is no denominator
 FEW = 10  # subjects, below which intervals are rough
 STILL = 0.02  # dB of validation PSNR: a search that gains so much late has not converged
-TUNED = 24  # settings from which the tuner of solver settings is used (docs/search.md)
+TUNED = 60  # settings from which the tuner of solver settings is used (docs/search.md)
 CONTROL = 0.05  # dB; ranges end, so a method may come only so close to what it can be
 WORDS = ("better", "worse", "equivalent", "undecided")
 

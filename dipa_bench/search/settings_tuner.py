@@ -12,11 +12,12 @@ fraction of what a sampler needs that learns it:
    gradients and so takes any prior. It ends where it gains no more.
 3. **Sweep.** What it found is tried in all other branches, and with each number near either end of
    its range, as PSNR may have two modes.
-4. **Further trust regions**, from the best with another start, then from the best that is far from
-   where others began and ended; what is better is tried with each other choice.
-5. The best is followed on, on `REFINED` images, then the best other choice with its numbers, or
-   wider regions where the last one ended; 4 and 5 again while there is budget, and the best of what
-   was seen is run on all images. Only what was run on all can win.
+4. **Further trust regions**, from the best with another start, then from what is far from where
+   others began and ended; what is better is tried with each other choice, and near the ends.
+5. The best, and what these images do not tell from it, are run on `REFINED` images, and the best of
+   them is followed there; then the best other choice with its numbers, or wider regions where the
+   last one ended; 4 and 5 again while there is budget, and the best of what was seen is run on all
+   images. Only what was run on all can win.
 
 An operator's own parameters (mu, degree, rank) are tuned with the settings, within the same number:
 numbers in the trust regions, choices in the screening and the sweep.
@@ -37,10 +38,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution
 
 from dipa_bench.config.space import Block, sobol_point, value_at
 from dipa_bench.parameters import Value, When
+from dipa_bench.search.unit_cube import UnitCube
 
 FEWEST = 24  # evaluations below which there is nothing to follow
 SCREENED, REFINED = 10, 40  # validation images
@@ -49,9 +51,10 @@ FURTHER = 0.25  # of those after the first sweep
 WIDER = 0.3  # of one that begins anew where another ended
 PATIENCE = 3  # of those in a row that found nothing better, after which there are no more
 PROBES = (0.2, 0.8)  # of a number's range: at the ends themselves hardly anything is any good
-FAR = 0.3  # from one optimum, where there may be another
+FAR = 0.45  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
 GAIN = 0.01  # dB: a trust region that gained less of late is over, a search with its last one
+ALIKE = 2.0  # standard errors of a paired difference, by which two are not told apart
 FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
 
 Params = dict[str, Value]
@@ -97,9 +100,10 @@ class SettingsTuner:
         images: N, all validation images.
         branches: names of the choices of which all combinations are screened; a trust region
             begins from several values of the first of them.
-        seed: of the entry's own parameters.
         limits: number to the choice that it depends on, with a limit for each of its values; where
             that choice is changed, the number stays the same fraction of its limit.
+        schedules: of `UnitCube`, in regions that begin anew where another ended.
+        seed: of the entry's own parameters.
         shared_seed: of the solver settings, the same for all entries of a study.
         conditions: parameter to the condition under which it counts.
         admits: whether the task has nothing against a draw.
@@ -114,12 +118,15 @@ class SettingsTuner:
         *,
         branches: Sequence[str] = (),
         limits: Mapping[str, tuple[str, Mapping[str, float]]] | None = None,
+        schedules: Mapping[str, str] | None = None,
         seed: int = 0,
         shared_seed: int = 0,
         conditions: Mapping[str, When] | None = None,
         admits: Callable[[Params], bool] = lambda draw: True,
     ) -> None:
         self._space = dict(space)
+        self._cube = UnitCube(space)
+        self._schedules = UnitCube(space, schedules)
         self._seed, self._shared_seed = seed, shared_seed
         self._conditions, self._limits = dict(conditions or {}), dict(limits or {})
         self._task_admits = admits
@@ -138,12 +145,10 @@ class SettingsTuner:
         self._images = images
         # what follows from the space alone, or is over, of which every step asks again
         self._regions: dict[tuple, list[Proposal]] = {}
-        self._starts: dict[
-            int, Params | None
-        ] = {}  # of further regions, by how many ends there are
+        self._starts: dict[int, Params | None] = {}  # by how many regions there were
         self._places: dict[tuple, _Place] = {}
         self._admitted: dict[tuple, bool] = {}
-        width = len(self._numbers(dict.fromkeys(self._space)))
+        width = len(self._cube.names(dict.fromkeys(self._space)))
         self._budget, self._shortest = budget, 2 * width + 1
         others = sum(len(self._space[name].choices) - 1 for name in self._choices)
         self._plan = _Plan.of(budget, len(self._points), len(self._branches), others, width)
@@ -208,14 +213,7 @@ class SettingsTuner:
         if plan.sweeps:
             moved = [*self._neighbours(found, self._branches), *self._probes(found)]
             self._on_few(book, moved)
-        ends, refined = [start, found], None
-        while True:
-            if plan.sweeps:
-                ends = self._further_regions(book, ends)
-            if refined == book.best(few):
-                break
-            self._refine(book, book.best(few))
-            refined = book.best(few)
+        self._follow_on(book, [_Region(start, found)])
         ranked = book.ranked(self._refined)
         seen = [params for params in ranked if params in book.seen(self._refined)]
         rest = [params for params in ranked if params not in seen]
@@ -223,46 +221,97 @@ class SettingsTuner:
         last = seen[: plan.all_images - 1] + rest[: 1 if seen else plan.all_images]
         book.need([Proposal(params, self._images, races=False) for params in last])
 
-    def _further_regions(self, book: _Book, ends: Sequence[Params]) -> list[Params]:
-        """Further trust regions on few images: from the best of the screening with another start,
-        then from the best that is far from where others began and ended, until several in a row
-        found nothing better. What is better is tried with each other choice.
-
-        A start is worth little with the numbers that are best for another one.
+    def _follow_on(self, book: _Book, regions: list[_Region]) -> None:
+        """Further regions on few images, then others on more from the best of them; again, while
+        that leads to another best on few images, or to one that these do not tell from it and that
+        is better on more.
 
         Args:
             book: what is known.
-            ends: where trust regions began and ended.
+            regions: those that there were.
+        """
+        few, images, done = self._screened, self._refined, []
+        while True:
+            if self._plan.sweeps:
+                limits = (1, self._shortest) if done else (PATIENCE, self._plan.refined)
+                regions = self._further_regions(book, regions, *limits)
+            fresh = [one for one in self._contenders(book, regions) if one not in done]
+            if not fresh:
+                return
+            reached = book.value(book.best(images, book.seen(images)), images)
+            another = fresh[0] == book.best(few)
+            several = len(fresh) > 1 or not another
+            if several and self._left(book) >= len(fresh) + self._shortest:
+                book.need([Proposal(one, images, races=False) for one in fresh])
+            start = book.best(images, fresh)
+            if not another and book.value(start, images) - reached < GAIN:
+                return
+            self._refine(book, start)
+            done += [*fresh, book.best(few)]
+            regions = [*regions, _Region(start, book.best(images, book.seen(images)))]
+
+    def _further_regions(
+        self, book: _Book, regions: Sequence[_Region], patience: int, reserve: int
+    ) -> list[_Region]:
+        """Further trust regions on few images, until several in a row found nothing better. What is
+        better is tried with each other choice, and with each number near the ends of its range.
+
+        Args:
+            book: what is known.
+            regions: those that there were.
+            patience: how many in a row may find nothing better.
+            reserve: evaluations to leave for more images.
 
         Returns:
-            The same with those of the further ones.
+            The same with the further ones.
         """
-        plan, few, ends, fruitless = self._plan, self._screened, list(ends), 0
-        while fruitless < PATIENCE and self._left(book) >= plan.region + plan.refined:
-            if len(ends) not in self._starts:
-                self._starts[len(ends)] = self._next_start(book, ends)
-            start = self._starts[len(ends)]
+        plan, few, regions, fruitless = self._plan, self._screened, list(regions), 0
+        while fruitless < patience and self._left(book) >= plan.region + reserve:
+            if len(regions) not in self._starts:
+                self._starts[len(regions)] = self._next_start(book, regions)
+            start = self._starts[len(regions)]
             if start is None:
                 break
             before, reached = len(book.asked), book.value(book.best(few), few)
             self._follow(book, start, plan.region, few, FURTHER, reached)
-            ends += [start, book.best(few, [start, *book.asked[before:]])]
+            regions.append(_Region(start, book.best(few, [start, *book.asked[before:]])))
             if book.value(book.best(few), few) - reached < GAIN:
                 fruitless += 1
                 continue
             found, fruitless = self._on_all(book, book.best(few)), 0
             moved = self._neighbours(found, self._single_changes)
-            self._on_few(book, moved)
-        return ends
+            self._on_few(book, [*moved, *self._probes(found)])
+        return regions
 
-    def _next_start(self, book: _Book, ends: Sequence[Params]) -> Params | None:
-        """Where a further region begins, given where others did and ended; None for nowhere."""
-        main = next(iter(self._branching), "")
-        begun = {end.get(main) for end in ends}
+    def _next_start(self, book: _Book, regions: Sequence[_Region]) -> Params | None:
+        """Where a further region begins, given where others did and ended; None for nowhere.
+
+        The second of all at the best of the screening with another start: a start is worth little
+        with the numbers that are best for another one. Then far from where others began and ended:
+        with the choices of the best, if only one began there, else with any.
+        """
+        few, main = self._screened, next(iter(self._branching), "")
+        begun = {end.get(main) for region in regions for end in region}
         others = [point for point in self._screening if point.get(main) not in begun]
-        if len(ends) > 2 or not others:  # not the first of them
+        if len(regions) > 1 or not others:
+            ends = [end for region in regions for end in region]
             others = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
-        return book.best(self._screened, others) if others else None
+            branch = self._place(book.best(few)).branch
+            if sum(self._place(region.start).branch == branch for region in regions) == 1:
+                alike = [one for one in others if self._place(one).branch == branch]
+                others = alike or others
+        return book.best(few, others) if others else None
+
+    def _contenders(self, book: _Book, regions: Sequence[_Region]) -> list[Params]:
+        """The best on few images, and ends of regions far from it that these images do not tell
+        from it.
+        """
+        few = self._screened
+        found = [book.best(few)]
+        for end in book.ranked(few, _distinct([region.end for region in regions])):
+            if all(self._apart(end, one) for one in found) and book.alike(found[0], end, few):
+                found.append(end)
+        return found
 
     def _on_few(self, book: _Book, points: Sequence[Params]) -> None:
         """Points in a race on the images of the screening."""
@@ -278,7 +327,7 @@ class SettingsTuner:
         if a region on few images makes that better; else wider ones where the last one ended.
 
         A region that has become small in a curved valley ends before the optimum; one that begins
-        anew there, and wider, goes on.
+        anew there, wider and with other coordinates, goes on.
         """
         few, images, radius = self._screened, self._refined, RADIUS
         while (left := self._left(book)) >= (1 if radius == RADIUS else self._shortest):
@@ -311,9 +360,9 @@ class SettingsTuner:
     def _place(self, params: Params) -> _Place:
         key = _key(params)
         if key not in self._places:
-            names = self._numbers(params)
+            names = self._cube.names(params)
             choices = [(name, params.get(name)) for name in self._choices]
-            units = self._units(params, names).tolist()
+            units = self._cube.units(params, names).tolist()
             self._places[key] = _Place((*choices, *names), tuple(units))
         return self._places[key]
 
@@ -374,14 +423,13 @@ class SettingsTuner:
         """The same point with each of its numbers near the ends of its range: PSNR has two modes
         where a strength that falls does as well as one that rises.
         """
-        names = self._numbers(params)
-        units = self._units(params, names)
+        names = self._cube.names(params)
+        units = self._cube.units(params, names)
         found = []
         for place, end in itertools.product(range(len(names)), PROBES):
             if abs(units[place] - end) > RADIUS:
-                found.append(
-                    self._moved(params, names, np.where(np.arange(len(names)) == place, end, units))
-                )
+                moved = np.where(np.arange(len(names)) == place, end, units)
+                found.append(self._cube.moved(params, names, moved))
         return [one for one in _distinct(found) if one != params and self._admits(one)]
 
     def _follow(
@@ -409,18 +457,21 @@ class SettingsTuner:
         """
         from scipy.optimize import minimize
 
-        names, place = self._numbers(start), (_key(start), count, images, radius)
+        names, place = self._cube.names(start), (_key(start), count, images, radius)
         if not names or not count:
             return
         if place in self._regions:  # over: what it saw is looked up again
             book.need(self._regions[place])
             return
+        cube = self._cube if images == self._screened else self._schedules
+        origin = cube.units(start, names)
         visited: dict[tuple, Proposal] = {}
         best: list[float] = []  # after each evaluation
         window = 3 * (len(names) + 1)  # of evaluations, longer than its first model takes
 
         def loss(units: np.ndarray) -> float:
-            params = self._moved(start, names, units)
+            at_start = np.array_equal(units, origin)
+            params = start if at_start else cube.moved(start, names, units)
             if not self._admits(params):
                 return -FAILED
             key = _key(params)
@@ -439,7 +490,7 @@ class SettingsTuner:
         with suppress(_Over):
             minimize(
                 loss,
-                self._units(start, names),
+                origin,
                 method="COBYQA",
                 bounds=[(0.0, 1.0)] * len(names),
                 options={"initial_tr_radius": radius, "final_tr_radius": SMALLEST},
@@ -447,14 +498,6 @@ class SettingsTuner:
         self._regions[place] = list(visited.values())
 
     # ----------------------------------------------------------------------------------- points
-
-    def _numbers(self, params: Mapping[str, Value]) -> list[str]:
-        """Names of the numbers of some parameters that can be moved."""
-        return [
-            name
-            for name, found in self._space.items()
-            if name in params and name not in self._choices and not found.single()
-        ]
 
     def _complete(self, base: Mapping[str, Value], change: Mapping[str, Value]) -> Params:
         """A point changed, with all parameters that count then and no others."""
@@ -468,28 +511,12 @@ class SettingsTuner:
             if name not in self._conditions or self._conditions[name].holds(found)
         }
 
-    def _units(self, params: Params, names: Sequence[str]) -> np.ndarray:
-        """Numbers as a point of the unit cube."""
-        found = []
-        for name in names:
-            low, high = self._space[name].low, self._space[name].high
-            value = float(params[name])
-            if self._space[name].log:
-                low, high, value = math.log(low), math.log(high), math.log(value)
-            found.append((value - low) / (high - low) if high > low else 0.0)
-        return np.clip(found, 0.0, 1.0)
 
-    def _moved(self, start: Params, names: Sequence[str], units: np.ndarray) -> Params:
-        """A point with its numbers at a point of the unit cube."""
-        found = dict(start)
-        for name, unit in zip(names, np.clip(units, 0.0, 1.0).tolist(), strict=True):
-            low, high = self._space[name].low, self._space[name].high
-            log = self._space[name].log
-            value = low * (high / low) ** unit if log else low + unit * (high - low)
-            value = min(max(value, low), high)
-            whole = isinstance(self._space[name], IntDistribution)
-            found[name] = round(value) if whole else value
-        return found
+class _Region(NamedTuple):
+    """A trust region: where it began, and the best that it found."""
+
+    start: Params
+    end: Params
 
 
 class _Place(NamedTuple):
@@ -621,6 +648,14 @@ class _Book:
             return self._mean(key, len(psnr))
         lead = self._mean(key, len(psnr)) - self._mean(best, len(psnr))
         return self._mean(best, images) + lead
+
+    def alike(self, one: Params, other: Params, images: int) -> bool:
+        """Whether the first images leave it open which of two is better."""
+        pair = [self._psnr[_key(params)][:images] for params in (one, other)]
+        if images < 2 or any(len(psnr) < images for psnr in pair):
+            return False
+        lead = np.subtract(*pair)
+        return lead.mean() <= ALIKE * lead.std(ddof=1) / math.sqrt(images)
 
     def _leader(self, images: int) -> tuple | None:
         """The best of what was run on at least so many images."""

@@ -10,6 +10,7 @@ from dipa_bench.config.study_file import StudyFile
 from dipa_bench.search.settings_tuner import FEWEST
 from dipa_bench.tasks.base import Task
 
+ENOUGH = 60  # settings, with fewer of which a sampler leads further than the tuner
 APART = 1_000_000  # indices between the first trials of two stages: budgets may grow
 FITS = ".fits"  # below an entry's folder: what its trials fitted, for those that tune it
 Name = Literal["", "settings", "fit", "tuned"]
@@ -65,7 +66,7 @@ def stages_of(entry: Entry, task: Task, study: StudyFile) -> tuple[Stage, ...]:
             Stage("tuned", 2 * APART, budget.settings - budget.settings // 2),
         )
     single = len(study.objectives) == 1
-    if staged and single and not entry.fits and budget.settings >= FEWEST:
+    if staged and single and not entry.fits and budget.settings >= ENOUGH:
         return (Stage("settings", 0, budget.settings),)
     trials = budget.fits if entry.fits else budget.settings
     return (Stage("", 0, None if timed else trials),)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BRANCHES = ("solve.start", "solve.momentum")
 LIMITS = {"solve.step": ("solve.momentum", STEP_LIMITS)}
+SCHEDULES = {"solve.strength": "solve.decay"}
 CLOSING = 0.85  # of a stage's time, after which nothing but the best is run, on all images
 
 
@@ -126,6 +127,7 @@ class Tuning:
             len(task.images.validation),
             branches=BRANCHES,
             limits=LIMITS,
+            schedules=SCHEDULES,
             seed=context.seed("search"),
             shared_seed=context.seed("solver settings"),
             conditions=entry.conditions(task),

@@ -52,7 +52,7 @@ from dipa_bench.methods import FitContext
 from dipa_bench.parameters import Value, build
 from dipa_bench.reuse import CachedPerTask
 from dipa_bench.search.settings_tuner import Evaluation, SettingsTuner
-from dipa_bench.search.tuning import BRANCHES, LIMITS, settings_of
+from dipa_bench.search.tuning import BRANCHES, LIMITS, SCHEDULES, settings_of
 
 BARS = (0.05, 0.02)  # dB below the reference
 LOWEST = -10.0  # dB, of settings that diverge
@@ -202,6 +202,7 @@ def by_tuner(
         len(problem.images),
         branches=BRANCHES,
         limits=LIMITS,
+        schedules=SCHEDULES,
         seed=seed,
         shared_seed=seed,
     )

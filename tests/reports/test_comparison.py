@@ -27,7 +27,7 @@ from dipa_bench.reports.comparison import (
 )
 from dipa_bench.reports.conclusions import TUNED, conclusions
 from dipa_bench.reports.leaderboard import leaderboard
-from dipa_bench.search.settings_tuner import FEWEST
+from dipa_bench.search.stages import ENOUGH
 from dipa_bench.tracking.results import TaskResults
 
 STUDIES = 120
@@ -330,22 +330,23 @@ def test_words_and_warnings_of_a_board(make_results: Callable[..., TaskResults])
 def test_a_board_says_what_was_not_tuned(make_results: Callable[..., TaskResults]) -> None:
     """Below the number from which settings are tuned; a row whose settings are fixed is not meant,
     nor one without any, nor published ones."""
-    assert TUNED == FEWEST
+    assert TUNED == ENOUGH
 
     def told(*rows: dict) -> list[str]:
         psnr = {row["method"]: [20.0, 21.0, 22.0] for row in rows}
         lines = conclusions(leaderboard(make_results(*rows, psnr=psnr)))
         return [line for line in lines if "--trials" in line]
 
-    identity, fixed = {"method": "identity"}, {"method": "fixed", "trials": 1}
+    identity = {"method": "identity", "trials": TUNED}
+    fixed = {"method": "fixed", "trials": 1}
     other = {"method": "varnet", "start": None, "trials": 2}
     assert told(identity, fixed, other) == []
-    assert told(identity, {"method": "few", "trials": 23}, fixed) == [
+    assert told(identity, {"method": "few", "trials": TUNED - 1}, fixed) == [
         "warning: too few settings tried to tune few: a difference may be what tuning would bring "
-        "(`--trials 24` and more tunes)"
+        "(`--trials 60` and more tunes)"
     ]
     (line,) = told(identity | {"trials": 1}, fixed, other)
-    assert line.startswith("warning: no row was tuned, none was tried with 24 settings")
+    assert line.startswith("warning: no row was tuned, none was tried with 60 settings")
     published = {"protocol": "published", "trials": 1}
     assert told(identity | published, fixed | published) == []
 
