@@ -42,6 +42,15 @@ from optuna.distributions import CategoricalDistribution
 
 from dipa_bench.config.space import Block, sobol_point, value_at
 from dipa_bench.parameters import Value, When
+from dipa_bench.search.evaluations import (
+    FAILED,
+    Evaluation,
+    Evaluations,
+    Missing,
+    Params,
+    Proposal,
+    params_key,
+)
 from dipa_bench.search.unit_cube import UnitCube
 
 FEWEST = 24  # evaluations below which there is nothing to follow
@@ -54,39 +63,6 @@ PROBES = (0.2, 0.8)  # of a number's range: at the ends themselves hardly anythi
 FAR = 0.45  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
 GAIN = 0.01  # dB: a trust region that gained less of late is over, a search with its last one
-ALIKE = 2.0  # standard errors of a paired difference, by which two are not told apart
-FAILED = 0.0  # dB, of settings that diverged: below all that reconstruct anything
-
-Params = dict[str, Value]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Settings that were run.
-
-    Attributes:
-        params: the searched parameters.
-        psnr: of the validation images that they were run on, in racing order; empty where they
-            diverged or failed.
-    """
-
-    params: Mapping[str, Value]
-    psnr: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """Settings to run.
-
-    Attributes:
-        params: the searched parameters.
-        images: how many validation images, in racing order.
-        races: whether they may leave off once they are significantly worse than the best.
-    """
-
-    params: Params
-    images: int
-    races: bool
 
 
 class SettingsTuner:
@@ -102,7 +78,7 @@ class SettingsTuner:
             begins from several values of the first of them.
         limits: number to the choice that it depends on, with a limit for each of its values; where
             that choice is changed, the number stays the same fraction of its limit.
-        schedules: of `UnitCube`, in regions that begin anew where another ended.
+        schedules: of `UnitCube`, in regions on more images than those of the screening.
         seed: of the entry's own parameters.
         shared_seed: of the solver settings, the same for all entries of a study.
         conditions: parameter to the condition under which it counts.
@@ -155,24 +131,24 @@ class SettingsTuner:
 
     def closing(self, evaluations: Sequence[Evaluation]) -> list[Proposal]:
         """The best of what was evaluated, on all images, for a search that has no time left."""
-        book = _Book(evaluations)
-        book.need([Proposal(dict(one.params), 0, races=True) for one in evaluations])
-        ranked = book.ranked(self._screened)[: self._plan.all_images]
+        known = Evaluations(evaluations)
+        known.need([Proposal(dict(one.params), 0, races=True) for one in evaluations])
+        ranked = known.ranked(self._screened)[: self._plan.all_images]
         found = [Proposal(params, self._images, races=False) for params in ranked]
-        return [one for one in found if book.found(one) is None]
+        return [one for one in found if known.found(one) is None]
 
     def late_gain(self, evaluations: Sequence[Evaluation]) -> float:
         """What the last quarter of the evaluations brought, in dB, on `REFINED` images.
 
         Images that settings were not run on are estimated by the difference to the best.
         """
-        book = _Book(evaluations)
-        book.need([Proposal(dict(one.params), 0, races=True) for one in evaluations])
+        known = Evaluations(evaluations)
+        known.need([Proposal(dict(one.params), 0, races=True) for one in evaluations])
         early = [dict(one.params) for one in evaluations[: -(-3 * len(evaluations) // 4)]]
         if not early:
             return 0.0
-        ends = (book.best(self._refined), book.best(self._refined, early))
-        last, before = (book.value(params, self._refined) for params in ends)
+        ends = (known.best(self._refined), known.best(self._refined, early))
+        last, before = (known.value(params, self._refined) for params in ends)
         return last - before
 
     def proposals(
@@ -182,82 +158,82 @@ class SettingsTuner:
 
         Args:
             evaluations: what was, in the order in which it was begun.
-            running: parameters that are being evaluated.
+            running: parameters that are being known.
 
         Returns:
             In the order of their importance; empty where all of it runs already, None where the
             search is over.
         """
-        book = _Book(evaluations)
+        known = Evaluations(evaluations)
         try:
-            self._tune(book)
-        except _Missing as missing:
-            busy = set(map(_key, running))
-            return [one for one in missing.proposals if _key(one.params) not in busy]
+            self._tune(known)
+        except Missing as missing:
+            busy = set(map(params_key, running))
+            return [one for one in missing.proposals if params_key(one.params) not in busy]
         return None
 
     # -------------------------------------------------------------------------------- procedure
 
-    def _tune(self, book: _Book) -> None:
+    def _tune(self, known: Evaluations) -> None:
         """The whole search.
 
         Raises:
-            _Missing: as far as it is known.
+            Missing: as far as it is known.
         """
         plan, few = self._plan, self._screened
-        book.need([Proposal(self._points[0], self._images, races=False)])  # the untuned ones
-        self._on_few(book, self._screening)
-        start = book.best(few)
-        self._follow(book, start, plan.region, few)
-        found = self._on_all(book, book.best(few))
+        known.need([Proposal(self._points[0], self._images, races=False)])  # the untuned ones
+        self._on_few(known, self._screening)
+        start = known.best(few)
+        self._follow(known, start, plan.region, few)
+        found = self._on_all(known, known.best(few))
         if plan.sweeps:
             moved = [*self._neighbours(found, self._branches), *self._probes(found)]
-            self._on_few(book, moved)
-        self._follow_on(book, [_Region(start, found)])
-        ranked = book.ranked(self._refined)
-        seen = [params for params in ranked if params in book.seen(self._refined)]
+            self._on_few(known, moved)
+        self._follow_on(known, [_Region(start, found)])
+        ranked = known.ranked(self._refined)
+        seen = [params for params in ranked if params in known.seen(self._refined)]
         rest = [params for params in ranked if params not in seen]
         # an estimate from few images flatters what is best on these: one of them is enough
         last = seen[: plan.all_images - 1] + rest[: 1 if seen else plan.all_images]
-        book.need([Proposal(params, self._images, races=False) for params in last])
+        known.need([Proposal(params, self._images, races=False) for params in last])
 
-    def _follow_on(self, book: _Book, regions: list[_Region]) -> None:
+    def _follow_on(self, known: Evaluations, regions: list[_Region]) -> None:
         """Further regions on few images, then others on more from the best of them; again, while
         that leads to another best on few images, or to one that these do not tell from it and that
         is better on more.
 
         Args:
-            book: what is known.
+            known: what was evaluated.
             regions: those that there were.
         """
         few, images, done = self._screened, self._refined, []
         while True:
             if self._plan.sweeps:
                 limits = (1, self._shortest) if done else (PATIENCE, self._plan.refined)
-                regions = self._further_regions(book, regions, *limits)
-            fresh = [one for one in self._contenders(book, regions) if one not in done]
+                regions = self._further_regions(known, regions, *limits)
+            fresh = [one for one in self._contenders(known, regions) if one not in done]
             if not fresh:
                 return
-            reached = book.value(book.best(images, book.seen(images)), images)
-            another = fresh[0] == book.best(few)
+            reached = known.value(known.best_seen(images), images)
+            another = fresh[0] == known.best(few)
             several = len(fresh) > 1 or not another
-            if several and self._left(book) >= len(fresh) + self._shortest:
-                book.need([Proposal(one, images, races=False) for one in fresh])
-            start = book.best(images, fresh)
-            if not another and book.value(start, images) - reached < GAIN:
+            if several and self._left(known) >= len(fresh) + self._shortest:
+                known.need([Proposal(one, images, races=False) for one in fresh])
+            start = known.best(images, fresh)
+            if not another and known.value(start, images) - reached < GAIN:
                 return
-            self._refine(book, start)
-            done += [*fresh, book.best(few)]
-            regions = [*regions, _Region(start, book.best(images, book.seen(images)))]
+            self._refine(known, start)
+            done += [*fresh, known.best(few)]
+            regions = [*regions, _Region(start, known.best_seen(images))]
 
     def _further_regions(
-        self, book: _Book, regions: Sequence[_Region], patience: int, reserve: int
+        self, known: Evaluations, regions: Sequence[_Region], patience: int, reserve: int
     ) -> list[_Region]:
         """Further trust regions on few images, until several in a row found nothing better. What is
         better is tried with each other choice, and with each number near the ends of its range.
 
         Args:
-            book: what is known.
+            known: what was evaluated.
             regions: those that there were.
             patience: how many in a row may find nothing better.
             reserve: evaluations to leave for more images.
@@ -266,24 +242,24 @@ class SettingsTuner:
             The same with the further ones.
         """
         plan, few, regions, fruitless = self._plan, self._screened, list(regions), 0
-        while fruitless < patience and self._left(book) >= plan.region + reserve:
+        while fruitless < patience and self._left(known) >= plan.region + reserve:
             if len(regions) not in self._starts:
-                self._starts[len(regions)] = self._next_start(book, regions)
+                self._starts[len(regions)] = self._next_start(known, regions)
             start = self._starts[len(regions)]
             if start is None:
                 break
-            before, reached = len(book.asked), book.value(book.best(few), few)
-            self._follow(book, start, plan.region, few, FURTHER, reached)
-            regions.append(_Region(start, book.best(few, [start, *book.asked[before:]])))
-            if book.value(book.best(few), few) - reached < GAIN:
+            before, reached = len(known.asked), known.value(known.best(few), few)
+            self._follow(known, start, plan.region, few, FURTHER, reached)
+            regions.append(_Region(start, known.best(few, [start, *known.asked[before:]])))
+            if known.value(known.best(few), few) - reached < GAIN:
                 fruitless += 1
                 continue
-            found, fruitless = self._on_all(book, book.best(few)), 0
+            found, fruitless = self._on_all(known, known.best(few)), 0
             moved = self._neighbours(found, self._single_changes)
-            self._on_few(book, [*moved, *self._probes(found)])
+            self._on_few(known, [*moved, *self._probes(found)])
         return regions
 
-    def _next_start(self, book: _Book, regions: Sequence[_Region]) -> Params | None:
+    def _next_start(self, known: Evaluations, regions: Sequence[_Region]) -> Params | None:
         """Where a further region begins, given where others did and ended; None for nowhere.
 
         The second of all at the best of the screening with another start: a start is worth little
@@ -295,57 +271,57 @@ class SettingsTuner:
         others = [point for point in self._screening if point.get(main) not in begun]
         if len(regions) > 1 or not others:
             ends = [end for region in regions for end in region]
-            others = [one for one in book.asked if all(self._apart(one, end) for end in ends)]
-            branch = self._place(book.best(few)).branch
+            others = [one for one in known.asked if all(self._apart(one, end) for end in ends)]
+            branch = self._place(known.best(few)).branch
             if sum(self._place(region.start).branch == branch for region in regions) == 1:
                 alike = [one for one in others if self._place(one).branch == branch]
                 others = alike or others
-        return book.best(few, others) if others else None
+        return known.best(few, others) if others else None
 
-    def _contenders(self, book: _Book, regions: Sequence[_Region]) -> list[Params]:
+    def _contenders(self, known: Evaluations, regions: Sequence[_Region]) -> list[Params]:
         """The best on few images, and ends of regions far from it that these images do not tell
         from it.
         """
         few = self._screened
-        found = [book.best(few)]
-        for end in book.ranked(few, _distinct([region.end for region in regions])):
-            if all(self._apart(end, one) for one in found) and book.alike(found[0], end, few):
+        found = [known.best(few)]
+        for end in known.ranked(few, _distinct([region.end for region in regions])):
+            if all(self._apart(end, one) for one in found) and known.alike(found[0], end, few):
                 found.append(end)
         return found
 
-    def _on_few(self, book: _Book, points: Sequence[Params]) -> None:
+    def _on_few(self, known: Evaluations, points: Sequence[Params]) -> None:
         """Points in a race on the images of the screening."""
-        book.need([Proposal(point, self._screened, races=True) for point in points])
+        known.need([Proposal(point, self._screened, races=True) for point in points])
 
-    def _on_all(self, book: _Book, params: Params) -> Params:
+    def _on_all(self, known: Evaluations, params: Params) -> Params:
         """The same settings, run on all images: what the search has, should it end early."""
-        book.need([Proposal(params, self._images, races=False)])
+        known.need([Proposal(params, self._images, races=False)])
         return params
 
-    def _refine(self, book: _Book, start: Params) -> None:
+    def _refine(self, known: Evaluations, start: Params) -> None:
         """Trust regions on more images: from the best; from the best other choice with its numbers,
         if a region on few images makes that better; else wider ones where the last one ended.
 
         A region that has become small in a curved valley ends before the optimum; one that begins
-        anew there, wider and with other coordinates, goes on.
+        anew there, and wider, goes on.
         """
         few, images, radius = self._screened, self._refined, RADIUS
-        while (left := self._left(book)) >= (1 if radius == RADIUS else self._shortest):
+        while (left := self._left(known)) >= (1 if radius == RADIUS else self._shortest):
             kept = len(self._single_changes) + self._plan.region  # for other choices
             spare = left - kept if left - kept >= self._shortest + 2 else left
-            reached = book.value(book.best(images, book.seen(images)), images)
-            self._follow(book, start, spare, images, radius)
-            start = book.best(images, book.seen(images))
+            reached = known.value(known.best_seen(images), images)
+            self._follow(known, start, spare, images, radius)
+            start = known.best_seen(images)
             moved = self._neighbours(start, self._single_changes)
-            if moved and self._left(book) >= kept:
-                self._on_few(book, moved)
-                before, rival = len(book.asked), book.value(start, few)
-                self._follow(book, book.best(few, moved), self._plan.region, few, FURTHER, rival)
-                other = book.best(few, [start, *book.asked[before:]])
-                if book.value(other, few) - rival >= GAIN:
+            if moved and self._left(known) >= kept:
+                self._on_few(known, moved)
+                before, rival = len(known.asked), known.value(start, few)
+                self._follow(known, known.best(few, moved), self._plan.region, few, FURTHER, rival)
+                other = known.best(few, [start, *known.asked[before:]])
+                if known.value(other, few) - rival >= GAIN:
                     start, radius = other, RADIUS
                     continue
-            if book.value(start, images) - reached < GAIN:
+            if known.value(start, images) - reached < GAIN:
                 return
             radius = WIDER
 
@@ -358,7 +334,7 @@ class SettingsTuner:
         return any(abs(here - there) > FAR for here, there in pairs)
 
     def _place(self, params: Params) -> _Place:
-        key = _key(params)
+        key = params_key(params)
         if key not in self._places:
             names = self._cube.names(params)
             choices = [(name, params.get(name)) for name in self._choices]
@@ -368,23 +344,23 @@ class SettingsTuner:
 
     def _admits(self, params: Params) -> bool:
         """Whether the task has nothing against a draw."""
-        key = _key(params)
+        key = params_key(params)
         if key not in self._admitted:
             self._admitted[key] = self._task_admits(params)
         return self._admitted[key]
 
-    def _left(self, book: _Book) -> int:
+    def _left(self, known: Evaluations) -> int:
         """Evaluations of the budget that are left for trust regions on more images."""
         final = 1 if self._refined == self._images else self._plan.all_images
-        return self._budget - book.runs - final
+        return self._budget - known.runs - final
 
     @cached_property
     def _screening(self) -> list[Params]:
-        """The points; the first one's numbers in every branch, if there are two rounds; and in
-        every branch a point of its own.
+        """The points; the first one's numbers in every branch, with many evaluations; and in every
+        branch a point of its own.
         """
         found = list(self._points)
-        if self._plan.rounds > 1:
+        if self._plan.defaults:
             found += [self._complete(self._points[0], branch) for branch in self._branches]
         for index, branch in enumerate(self._branches):
             found.append(self._complete(self._points[0] | self._drawn(index), branch))
@@ -434,7 +410,7 @@ class SettingsTuner:
 
     def _follow(
         self,
-        book: _Book,
+        known: Evaluations,
         start: Params,
         count: int,
         images: int,
@@ -444,7 +420,7 @@ class SettingsTuner:
         """A trust region from a point, until it gains no more.
 
         Args:
-            book: what is known.
+            known: what was evaluated.
             start: where it begins.
             count: evaluations, at most.
             images: of each.
@@ -453,15 +429,15 @@ class SettingsTuner:
                 reach it.
 
         Raises:
-            _Missing: the next point that is not known yet.
+            Missing: the next point that is not known yet.
         """
         from scipy.optimize import minimize
 
-        names, place = self._cube.names(start), (_key(start), count, images, radius)
+        names, place = self._cube.names(start), (params_key(start), count, images, radius)
         if not names or not count:
             return
         if place in self._regions:  # over: what it saw is looked up again
-            book.need(self._regions[place])
+            known.need(self._regions[place])
             return
         cube = self._cube if images == self._screened else self._schedules
         origin = cube.units(start, names)
@@ -474,7 +450,7 @@ class SettingsTuner:
             params = start if at_start else cube.moved(start, names, units)
             if not self._admits(params):
                 return -FAILED
-            key = _key(params)
+            key = params_key(params)
             if key not in visited and len(visited) == count:
                 raise _Over
             if len(best) > window and best[-1] - best[-1 - window] < GAIN:
@@ -482,8 +458,8 @@ class SettingsTuner:
             if len(best) >= self._shortest + 2 and 2 * best[-1] - best[0] < rival:
                 raise _Over
             visited[key] = Proposal(params, images, races=False)
-            book.need([visited[key]])
-            found = book.value(params, images)
+            known.need([visited[key]])
+            found = known.value(params, images)
             best.append(max([found, *best[-1:]]))
             return -found
 
@@ -531,14 +507,14 @@ class _Plan:
     """How many evaluations each part gets.
 
     Attributes:
-        rounds: of the screening.
+        defaults: whether the first point's numbers are screened in every branch.
         region: of each trust region on few images.
         sweeps: whether other branches and the ends of ranges are tried.
         refined: of the trust regions on more images, at least.
         all_images: points that are run on all images.
     """
 
-    rounds: int
+    defaults: bool
     region: int
     sweeps: bool
     refined: int
@@ -555,136 +531,19 @@ class _Plan:
             width: numbers that a trust region has.
         """
         model = 2 * width + 3  # evaluations for COBYQA's first model, and two steps
-        rounds = 2 if budget >= 12 * branches else 1
+        defaults = budget >= 12 * branches
         all_images = 4 if budget >= 6 * branches else 2
-        spare = max(0, budget - points - rounds * branches - all_images - 2)
+        spare = max(0, budget - points - (1 + defaults) * branches - all_images - 2)
         left = spare - (branches - 1) - others - 2 * width
         if left < 2 * model:
-            return _Plan(rounds, min(max(model, spare // 2), spare), False, 0, all_images)
+            return _Plan(defaults, min(max(model, spare // 2), spare), False, 0, all_images)
         region = max(model, min(left // 5, 5 * width))
-        return _Plan(rounds, region, True, 2 * left // 5, all_images)
-
-
-class _Missing(Exception):
-    """Evaluations that the search needs before it goes on."""
-
-    def __init__(self, proposals: Sequence[Proposal]) -> None:
-        super().__init__()
-        self.proposals = list(proposals)
+        return _Plan(defaults, region, True, 2 * left // 5, all_images)
 
 
 class _Over(Exception):
     """A trust region has had its evaluations."""
 
 
-class _Book:
-    """What is known, and what the search has asked for so far.
-
-    What was run twice, on some images and then on more, is what it was the first time until the
-    search asks for more: what the search does next must not depend on what it does later.
-    """
-
-    def __init__(self, evaluations: Sequence[Evaluation]) -> None:
-        self._known: dict[tuple, list[np.ndarray]] = {}
-        for one in evaluations:
-            psnr = np.asarray(one.psnr, dtype=float)
-            self._known.setdefault(_key(one.params), []).append(psnr)
-        self._asked: dict[tuple, Params] = {}
-        self._psnr: dict[tuple, np.ndarray] = {}
-        self._means: dict[tuple, float] = {}  # of settings over so many images
-        self._leaders: dict[int, tuple | None] = {}  # over so many images
-        self._runs: set[tuple] = set()
-
-    def need(self, proposals: Sequence[Proposal]) -> None:
-        """Looks settings up.
-
-        Raises:
-            _Missing: those that were not run, or on fewer images.
-        """
-        answers = [self.found(one) for one in proposals]
-        pairs = list(zip(proposals, answers, strict=True))
-        if missing := [one for one, psnr in pairs if psnr is None]:
-            raise _Missing(missing)
-        for one, psnr in pairs:
-            key = _key(one.params)
-            self._asked.setdefault(key, one.params)
-            if key not in self._psnr or len(psnr) > len(self._psnr[key]):
-                self._psnr[key] = psnr
-                self._means.clear()
-                self._leaders.clear()
-            self._runs.add((key, one.images))
-
-    def found(self, proposal: Proposal) -> np.ndarray | None:
-        """PSNRs of the first run that answers a proposal; empty where it failed."""
-        for psnr in self._known.get(_key(proposal.params), ()):
-            if proposal.races or not len(psnr) or len(psnr) >= proposal.images:
-                return psnr
-        return None
-
-    @property
-    def runs(self) -> int:
-        """Evaluations that the search has asked for so far."""
-        return len(self._runs)
-
-    @property
-    def asked(self) -> list[Params]:
-        """What the search has asked for so far, at least one."""
-        return list(self._asked.values())
-
-    def seen(self, images: int) -> list[Params]:
-        """What was asked for and run on at least so many images."""
-        return [params for params in self.asked if len(self._psnr[_key(params)]) >= images]
-
-    def value(self, params: Params, images: int) -> float:
-        """Mean PSNR [dB] over the first images; from fewer by the difference to the best."""
-        key = _key(params)
-        psnr = self._psnr[key]
-        if not len(psnr):
-            return FAILED
-        if len(psnr) >= images:
-            return self._mean(key, images)
-        best = self._leader(images)
-        if best is None:
-            return self._mean(key, len(psnr))
-        lead = self._mean(key, len(psnr)) - self._mean(best, len(psnr))
-        return self._mean(best, images) + lead
-
-    def alike(self, one: Params, other: Params, images: int) -> bool:
-        """Whether the first images leave it open which of two is better."""
-        pair = [self._psnr[_key(params)][:images] for params in (one, other)]
-        if images < 2 or any(len(psnr) < images for psnr in pair):
-            return False
-        lead = np.subtract(*pair)
-        return lead.mean() <= ALIKE * lead.std(ddof=1) / math.sqrt(images)
-
-    def _leader(self, images: int) -> tuple | None:
-        """The best of what was run on at least so many images."""
-        if images not in self._leaders:
-            whole = [_key(params) for params in self.seen(images)]
-            self._leaders[images] = max(
-                whole, key=lambda key: self._mean(key, images), default=None
-            )
-        return self._leaders[images]
-
-    def _mean(self, key: tuple, images: int) -> float:
-        """Mean PSNR [dB] over the first images."""
-        if (key, images) not in self._means:
-            self._means[key, images] = float(self._psnr[key][:images].mean())
-        return self._means[key, images]
-
-    def best(self, images: int, among: Sequence[Params] = ()) -> Params:
-        """The first of `ranked`."""
-        return self.ranked(images, among)[0]
-
-    def ranked(self, images: int, among: Sequence[Params] = ()) -> list[Params]:
-        """Some settings, or all that was asked for, the best over the first images first."""
-        found = among or self.asked
-        return sorted(found, key=lambda params: self.value(params, images), reverse=True)
-
-
-def _key(params: Mapping[str, Value]) -> tuple:
-    return tuple(sorted(params.items()))
-
-
 def _distinct(points: Sequence[Params]) -> list[Params]:
-    return list({_key(point): point for point in points}.values())
+    return list({params_key(point): point for point in points}.values())

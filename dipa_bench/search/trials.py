@@ -16,11 +16,11 @@ from dipa_bench.config.space import Block
 from dipa_bench.parameters import Value
 from dipa_bench.search import journal, outcome
 from dipa_bench.search.batches import batch_of, tuning_batch_of
+from dipa_bench.search.evaluations import Proposal
 from dipa_bench.search.jobs import Job
 from dipa_bench.search.objectives import objectives_of, pruner_of
 from dipa_bench.search.queues import TrialQueues
 from dipa_bench.search.sampling import MODELS, STARTUP, NumberedSampler
-from dipa_bench.search.settings_tuner import Proposal
 from dipa_bench.search.stages import Stage, stages_of
 from dipa_bench.search.tuning import (
     CLOSING,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dipa_bench.config.entry import Entry
 from dipa_bench.parameters import Value
 from dipa_bench.search import outcome
-from dipa_bench.search.settings_tuner import Evaluation, Proposal, SettingsTuner
+from dipa_bench.search.evaluations import Evaluation, Proposal
+from dipa_bench.search.settings_tuner import SettingsTuner
 from dipa_bench.search.stages import Stage
 from dipa_bench.solvers.parameters import STEP_LIMITS
 from dipa_bench.tracking.records import RunRecord

@@ -51,7 +51,8 @@ from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import FitContext
 from dipa_bench.parameters import Value, build
 from dipa_bench.reuse import CachedPerTask
-from dipa_bench.search.settings_tuner import Evaluation, SettingsTuner
+from dipa_bench.search.evaluations import Evaluation
+from dipa_bench.search.settings_tuner import SettingsTuner
 from dipa_bench.search.tuning import BRANCHES, LIMITS, SCHEDULES, settings_of
 
 BARS = (0.05, 0.02)  # dB below the reference

@@ -14,7 +14,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from dipa_bench.parameters import When
-from dipa_bench.search.settings_tuner import FEWEST, Evaluation, Proposal, SettingsTuner
+from dipa_bench.search.evaluations import Evaluation, Proposal
+from dipa_bench.search.settings_tuner import FEWEST, SettingsTuner
 from dipa_bench.search.tuning import SCHEDULES
 
 STARTS, MOMENTA = ("adjoint", "zero", "lmmse"), ("textbook", "none")

@@ -299,8 +299,8 @@ FAULTS = [
     Fault(
         "what runs is asked for again",
         "dipa_bench/search/settings_tuner.py",
-        "if _key(one.params) not in busy",
-        "if _key(one.params)",
+        "if params_key(one.params) not in busy",
+        "if params_key(one.params)",
         SEARCH,
     ),
     Fault(
