@@ -114,6 +114,7 @@ def _race(context: StudyContext, runs: Sequence[Attempt], images: ImageSet, job:
         enabled=job.races and context.study.search.race and len(context.study.objectives) == 1,
         batched=runs_as_batch(context),
         most=most,
+        chunked=job.records[0].races,
     )
     elapsed = time.perf_counter() - started
     work = [raced.seconds * len(raced.mse) for raced in found]

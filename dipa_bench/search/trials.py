@@ -199,6 +199,7 @@ class Trials:
     def _trial_job(self, found: list[RunRecord], best: RunRecord | None, races: bool = True) -> Job:
         self.running += len(found)
         self._begun[found[0].number] = time.monotonic()
+        found = [record.model_copy(update={"races": races}) for record in found]
         places = tuple(journal.trial_folder(self._folder, record.number) for record in found)
         ahead = (tuple(best.validation), psnr_of(best)) if best else ((), math.nan)
         return Job(self._entry.name, "trial", tuple(found), places, *ahead, races=races)

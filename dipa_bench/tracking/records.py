@@ -81,6 +81,11 @@ class RunRecord(BaseModel):
     images: int | None = Field(
         None, description="validation images that a trial runs on, in racing order; None for all"
     )
+    races: bool = Field(
+        True,
+        description="whether a trial's images come in the chunks of a race, after which it may be "
+        "given up; else in batches as large as can be, which round differently",
+    )
     metrics: dict[str, float] = Field(default_factory=dict)
     series: dict[str, list[tuple[int, float]]] = Field(
         default_factory=dict, description="curves of at most 100 (step, value) points"

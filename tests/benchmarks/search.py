@@ -106,7 +106,9 @@ class Problem:
     ) -> list[float]:
         """PSNRs of the first images in racing order; none of settings that diverge."""
         made = self._context.reconstructor(self.task, self._values(params).solve, self._operator)
-        (found,) = race([made], self.task, self.images, best, enabled=races, most=images)
+        (found,) = race(
+            [made], self.task, self.images, best, enabled=races, most=images, chunked=races
+        )
         return [] if found.error is not None else found.psnr.tolist()
 
     def psnr(self, params: Params) -> float:

@@ -187,6 +187,20 @@ def test_long_chunks_are_cut_into_batches():
     assert watched.batches == [5, 5, 10, 20, 40, 48, 2]
 
 
+def test_what_does_not_race_runs_in_whole_batches(task):
+    """With the numbers that it has in chunks, but for rounding, and whatever the incumbent."""
+    images, watched = task.images.validation, Watched(setting(task, strength=0.4))
+    (chunks,) = race([watched], task, images, None)
+    watched.batches.clear()
+    (whole,) = race([watched], task, images, chunks.psnr + 1, chunked=False)
+    assert watched.batches == [len(images)]
+    assert whole.complete
+    torch.testing.assert_close(whole.psnr, chunks.psnr, rtol=1e-5, atol=1e-4)
+    watched.batches.clear()
+    race([watched], task, images, None, chunked=False, batch=16, most=36)
+    assert watched.batches == [16, 16, 4]
+
+
 def test_divergence_ends_a_candidate(task):
     """In the words of an evaluation; the others go on as if it had not been there."""
     images = task.images.validation
