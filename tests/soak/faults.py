@@ -297,6 +297,27 @@ FAULTS = [
         SEARCH,
     ),
     Fault(
+        "what few images do not tell apart is told apart by them",
+        "dipa_bench/search/settings_tuner.py",
+        "            if all(self._apart(end, one) for one in found) and",
+        "            if not found and",
+        SEARCH,
+    ),
+    Fault(
+        "the first strength of a schedule is taken for its last",
+        "dipa_bench/search/unit_cube.py",
+        "values[mean] - half, values[mean] + half",
+        "values[mean] + half, values[mean] - half",
+        SEARCH,
+    ),
+    Fault(
+        "what does not race runs in the chunks of a race",
+        "dipa_bench/evaluation/race.py",
+        "for end in chunk_ends(total) if chunked else [total]:",
+        "for end in chunk_ends(total):",
+        "tests/evaluation/test_race.py",
+    ),
+    Fault(
         "what runs is asked for again",
         "dipa_bench/search/settings_tuner.py",
         "if params_key(one.params) not in busy",
