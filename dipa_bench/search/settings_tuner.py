@@ -60,7 +60,7 @@ FURTHER = 0.25  # of those after the first sweep
 WIDER = 0.3  # of one that begins anew where another ended
 PATIENCE = 3  # of those in a row that found nothing better, after which there are no more
 PROBES = (0.2, 0.8)  # of a number's range: at the ends themselves hardly anything is any good
-FAR = 0.45  # from one optimum, where there may be another
+FAR = 0.3  # from one optimum, where there may be another
 SMALLEST = 0.01  # of the last: settings that close are less than 0.01 dB apart
 GAIN = 0.01  # dB: a trust region that gained less of late is over, a search with its last one
 

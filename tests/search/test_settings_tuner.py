@@ -225,7 +225,7 @@ def test_a_second_mode_of_the_best_branch_is_found(seed: int) -> None:
         if (params["solve.start"], params["solve.momentum"]) != ("lmmse", "none"):
             return 29.3 - 0.1 * (step - 0.5) ** 2
         low, high = strength - math.log(0.006), strength - math.log(0.2)
-        return max(29.9 - 0.2 * high**2, 30.3 - 3 * low**2) - 5 * (step - 0.5) ** 2
+        return max(29.9 - 0.6 * high**2, 30.3 - 3 * low**2) - 10 * (step - 0.5) ** 2
 
     one = tuner(192, points=[FIRST | {"solve.strength": 0.1}], shared_seed=seed)
     assert modes(best(search(one, modes)).params) == pytest.approx(30.3, abs=0.03)
