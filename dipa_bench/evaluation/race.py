@@ -197,7 +197,7 @@ def race(
             (`Raced.psnr`); None where there is none.
         enabled: whether candidates may be given up; the batches are the same without.
         chunked: whether there are chunks; without, images come in batches as large as can be
-            (40 images take a third less time than in chunks), and nothing is given up.
+            (40 images take a tenth less time than in chunks), and nothing is given up.
         batched: whether candidates run as one batch where they can; else each is run like one that
             races alone, and only gives up sooner.
         batch: measurements in one run; fewer where memory is short.

@@ -102,7 +102,7 @@ class SettingsTuner:
     ) -> None:
         self._space = dict(space)
         self._cube = UnitCube(space)
-        self._schedules = UnitCube(space, schedules)
+        self._schedule_cube = UnitCube(space, schedules)
         self._seed, self._shared_seed = seed, shared_seed
         self._conditions, self._limits = dict(conditions or {}), dict(limits or {})
         self._task_admits = admits
@@ -158,7 +158,7 @@ class SettingsTuner:
 
         Args:
             evaluations: what was, in the order in which it was begun.
-            running: parameters that are being known.
+            running: parameters that are being evaluated.
 
         Returns:
             In the order of their importance; empty where all of it runs already, None where the
@@ -439,7 +439,7 @@ class SettingsTuner:
         if place in self._regions:  # over: what it saw is looked up again
             known.need(self._regions[place])
             return
-        cube = self._cube if images == self._screened else self._schedules
+        cube = self._cube if images == self._screened else self._schedule_cube
         origin = cube.units(start, names)
         visited: dict[tuple, Proposal] = {}
         best: list[float] = []  # after each evaluation
