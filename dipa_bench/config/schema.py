@@ -106,8 +106,8 @@ class SearchSpec(Strict):
 
     tuner: Literal["trust-region", "sampler"] = Field(
         "trust-region",
-        description="what tunes solver settings: screening, then trust regions, from 24 settings "
-        "on; or the sampler, which also draws what is fitted",
+        description="what tunes solver settings: screening, a surrogate, then trust regions, from "
+        "60 settings on; or the sampler, which also draws what is fitted",
     )
     sampler: Literal["tpe", "gp", "random", "qmc"] = Field(
         "tpe", description="what draws, once given points and start-up points are tried"

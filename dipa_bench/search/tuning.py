@@ -14,14 +14,12 @@ from dipa_bench.search import outcome
 from dipa_bench.search.evaluations import Evaluation, Proposal
 from dipa_bench.search.settings_tuner import SettingsTuner
 from dipa_bench.search.stages import Stage
-from dipa_bench.solvers.parameters import STEP_LIMITS
 from dipa_bench.tracking.records import RunRecord
 
 if TYPE_CHECKING:
     from dipa_bench.execution.context import StudyContext
 
 BRANCHES = ("solve.start", "solve.momentum")
-LIMITS = {"solve.step": ("solve.momentum", STEP_LIMITS)}
 SCHEDULES = {"solve.strength": "solve.decay"}
 CLOSING = 0.85  # of a stage's time, after which nothing but the best is run, on all images
 
@@ -127,7 +125,6 @@ class Tuning:
             stage.count,
             len(task.images.validation),
             branches=BRANCHES,
-            limits=LIMITS,
             schedules=SCHEDULES,
             seed=context.seed("search"),
             shared_seed=context.seed("solver settings"),

@@ -53,7 +53,7 @@ from dipa_bench.parameters import Value, build
 from dipa_bench.reuse import CachedPerTask
 from dipa_bench.search.evaluations import Evaluation
 from dipa_bench.search.settings_tuner import SettingsTuner
-from dipa_bench.search.tuning import BRANCHES, LIMITS, SCHEDULES, settings_of
+from dipa_bench.search.tuning import BRANCHES, SCHEDULES, settings_of
 
 BARS = (0.05, 0.02)  # dB below the reference
 LOWEST = -10.0  # dB, of settings that diverge
@@ -204,7 +204,6 @@ def by_tuner(
         settings or problem.settings,
         len(problem.images),
         branches=BRANCHES,
-        limits=LIMITS,
         schedules=SCHEDULES,
         seed=seed,
         shared_seed=seed,

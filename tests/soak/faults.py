@@ -276,10 +276,10 @@ FAULTS = [
         SEARCH,
     ),
     Fault(
-        "the tuner never leaves its first branch",
-        "dipa_bench/search/settings_tuner.py",
-        "moved = [*self._neighbours(found, self._branches), *self._probes(found)]",
-        "moved = self._probes(found)",
+        "candidates are of the best's branch alone",
+        "dipa_bench/search/candidates.py",
+        "for branch in space.branches:",
+        "for branch in space.branches[:1]:",
         SEARCH,
     ),
     Fault(
@@ -290,17 +290,17 @@ FAULTS = [
         SEARCH,
     ),
     Fault(
-        "one other branch is tried, not all",
-        "dipa_bench/search/settings_tuner.py",
-        "for change in changes]",
-        "for change in changes[:1]]",
+        "the surrogate is shown what is bad as it is",
+        "dipa_bench/search/surrogate.py",
+        "raised = np.maximum(values, floor)",
+        "raised = values",
         SEARCH,
     ),
     Fault(
         "what few images do not tell apart is told apart by them",
         "dipa_bench/search/settings_tuner.py",
-        "            if all(self._apart(end, one) for one in found) and",
-        "            if not found and",
+        "            if far and known.alike(found[0], one, few):",
+        "            if not found:",
         SEARCH,
     ),
     Fault(
