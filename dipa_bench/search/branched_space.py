@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution
@@ -17,13 +16,6 @@ from dipa_bench.search.unit_cube import UnitCube
 
 CHOICE = 0.35  # coordinate of a choice: two that differ in one are half a cube's edge apart
 FAR = 0.3  # in one number: two optima, and not one
-
-
-class Place(NamedTuple):
-    """Where a point lies: its choices with the names of its numbers, and these in the unit cube."""
-
-    branch: tuple
-    units: tuple[float, ...]
 
 
 class BranchedSpace:
@@ -66,7 +58,6 @@ class BranchedSpace:
             dict(zip(self.branching, branch, strict=True)) for branch in itertools.product(*values)
         ]
         self._admits, self._admitted = admits, dict[tuple, bool]()
-        self._places: dict[tuple, Place] = {}
         self._vectors: dict[tuple, np.ndarray] = {}
 
     def complete(self, base: Mapping[str, Value], change: Mapping[str, Value]) -> Params:
@@ -88,11 +79,11 @@ class BranchedSpace:
         draw = sobol_point(self._space, index, self._shared_seed, shared)
         return draw | sobol_point(self._space, index, self._seed, own)
 
-    def generators(self, *number: int) -> dict[str, np.random.Generator]:
+    def generators(self, seed: int) -> dict[str, np.random.Generator]:
         """For each parameter a source of random draws, those of solver settings for all entries."""
         return {
-            name: np.random.default_rng([seed % 2**64, zlib.crc32(name.encode()), *number])
-            for name, seed in self._seeds.items()
+            name: np.random.default_rng([own % 2**64, zlib.crc32(name.encode()), seed])
+            for name, own in self._seeds.items()
         }
 
     def admits(self, point: Params) -> bool:
@@ -108,11 +99,9 @@ class BranchedSpace:
 
     def apart(self, one: Params, other: Params) -> bool:
         """Whether two points differ in a choice, or lie far from each other in the unit cube."""
-        first, second = self._place(one), self._place(other)
-        if first.branch != second.branch:
-            return True
-        pairs = zip(first.units, second.units, strict=True)
-        return any(abs(here - there) > FAR for here, there in pairs)
+        moved = np.abs(self.vector(one) - self.vector(other))
+        numbers, choices = np.split(moved, [len(self.numbers)])
+        return bool(choices.any() or (numbers > FAR).any())
 
     def units(self, point: Params) -> np.ndarray:
         """All numbers in the unit cube, those that do not count in the middle."""
@@ -142,12 +131,3 @@ class BranchedSpace:
         if key not in self._vectors:
             self._vectors[key] = np.append(self.units(point), self.indicators(point))
         return self._vectors[key]
-
-    def _place(self, point: Params) -> Place:
-        key = params_key(point)
-        if key not in self._places:
-            names = self.cube.names(point)
-            choices = [(name, point.get(name)) for name in self.choices]
-            units = self.cube.units(point, names).tolist()
-            self._places[key] = Place((*choices, *names), tuple(units))
-        return self._places[key]

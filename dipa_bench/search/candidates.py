@@ -13,7 +13,7 @@ from dipa_bench.search.surrogate import Request, Surrogate
 ROUND = 3  # points that are chosen together
 FAVOURED = 0.9  # weight of the prediction, for the best of all
 BRANCH = 0.95  # for the best of another branch
-RANKS = (1, 2, 3, 4, 5, 6)  # which other branch, the best being 0, round by round
+OTHERS = 6  # branches after the best one, of which each has its turn
 NEW = 0.5  # for something new
 GROUP = 12  # candidates that differ in numbers alone
 ANYWHERE = 5  # groups of them in each branch, anywhere
@@ -41,7 +41,7 @@ class Candidates:
         Args:
             ranked: what was evaluated, the best first; at least one.
             values: its PSNR [dB].
-            turn: of the round, from 0: what it looks for.
+            turn: of the round, from 0: which other branch it looks at.
             seed: of the draws.
 
         Returns:
@@ -49,11 +49,13 @@ class Candidates:
         """
         space = self._space
         bases, units = self._drawn(ranked, seed)
+        if not bases:
+            return []
         owners = np.repeat(np.arange(len(bases)), GROUP)
         choices = np.stack([space.indicators(base) for base in bases])
         vectors = np.concatenate([units, choices[owners]], axis=1)
         branches = list(dict.fromkeys(map(space.branch, ranked)))
-        other = branches[RANKS[turn % len(RANKS)] % len(branches)]
+        other = branches[(1 + turn % OTHERS) % len(branches)]
         inside = np.array([space.branch(base) == other for base in bases])[owners]
         everywhere = np.ones(len(vectors), dtype=bool)
         requests = [
@@ -85,7 +87,7 @@ class Candidates:
                 if space.admits(point):
                     found.append(point)
                     units.append(self._around(point, spread, generators))
-        return found, np.concatenate(units)
+        return found, np.concatenate(units) if units else np.empty((0, len(space.numbers)))
 
     def _redrawn(
         self, point: Params, probability: float, generators: dict[str, np.random.Generator]

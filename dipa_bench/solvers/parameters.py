@@ -13,10 +13,6 @@ from dipa_bench.priors.base import Prior
 from dipa_bench.solvers.base import Solver
 from dipa_bench.solvers.fista import REDFISTA, PnPFISTA
 
-STEP_LIMITS = {"none": 2.0, "textbook": 4 / 3, "published": 4 / 3}
-"""Momentum rule to the step, relative to 1/lambda_max(P A^T A), below which iterations without a
-prior stay bounded."""
-
 
 class SolveParameters(Parameters):
     """Step, prior strength, momentum and start of one reconstruction."""

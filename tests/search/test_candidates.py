@@ -131,6 +131,11 @@ def test_what_the_task_refuses_is_not_proposed() -> None:
         assert all(map(one.admits, found))
 
 
+def test_where_the_task_refuses_all_nothing_is_proposed() -> None:
+    one = space(admits=lambda point: False)
+    assert Candidates(one).chosen([FIRST], [psnr(FIRST)], turn=0, seed=0) == []
+
+
 def test_own_choices_have_what_hangs_on_them() -> None:
     one = space()
     points, values = ranked(one)
