@@ -69,6 +69,7 @@ def fit(task: Task, parameters: UnrolledParameters, context: FitContext) -> Unro
     if not task.prior.differentiable:
         raise UserError(untrainable(task.prior))
     made = untrained(task, parameters, context)
+    context.notes["initial"] = "identity"
     loss = distillation_loss(made, None, None, SUPERVISED, parameters.gradient, task)
     context.notes["gradient_strategy"] = describe(parameters.gradient, task.iterations)
     images = task.images.train.first(context.budget.train_images)

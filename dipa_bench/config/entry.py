@@ -11,7 +11,7 @@ from dipa_bench import parameters, registry
 from dipa_bench.config.space import distribution, sobol_point
 from dipa_bench.config.study_file import MethodSpec, StudyFile
 from dipa_bench.errors import UserError, brief
-from dipa_bench.methods import Method, relative
+from dipa_bench.methods import Method, SolverOnly, relative
 from dipa_bench.parameters import Value
 from dipa_bench.tasks.base import Task
 
@@ -115,10 +115,24 @@ class Entry:
         does not say stays at its default. The published sizes of a structure are for the published
         protocol: with them one trial of a network can take longer than all the others.
         """
-        space, points = self.space(task), []
         defaults = self.defaults(task)
         sizes = {name: value for name, value in defaults.items() if name.startswith("operator.")}
-        published = relative(self.published(task) | sizes, task.norm_squared())
+        return self._first(task, defaults, self.published(task) | sizes)
+
+    def first_settings(self, task: Task) -> list[dict[str, Value]]:
+        """What a search of the solver's settings alone tries first, before there is an operator.
+
+        It is the same for all entries with the same ranges, whatever their own defaults are.
+        """
+        plain = parameters.defaults(SolverOnly, task.solver, task)
+        return self._first(task, plain | self.spec.set, plain | task.published_solve())
+
+    def _first(
+        self, task: Task, defaults: Mapping[str, Value], published: Mapping[str, Value]
+    ) -> list[dict[str, Value]]:
+        """The defaults, the published settings and the study's points, as the ranges admit them."""
+        space, points = self.space(task), []
+        published = relative(dict(published), task.norm_squared())
         for values in (
             defaults,
             published,

@@ -54,7 +54,8 @@ class BudgetSpec(Strict):
     """
 
     settings: Annotated[
-        int, Field(ge=1, description="evaluations of solver settings, the same for every entry")
+        int,
+        Field(ge=1, description="evaluations of solver settings of each operator that is tuned"),
     ] = 192
     fits: Annotated[
         int, Field(ge=1, description="fits of an entry whose fit depends on them, or on a seed")

@@ -27,7 +27,7 @@ from dipa_bench.evaluation.race import Raced, racing_order
 from dipa_bench.execution import shifts
 from dipa_bench.execution.artifacts import count_parameters, curves_of, keep_run, notes_of, state_of
 from dipa_bench.execution.context import StudyContext
-from dipa_bench.methods import Budget, FitContext, Progress, Reconstructor
+from dipa_bench.methods import Budget, FitContext, Iterative, Progress, Reconstructor
 from dipa_bench.parameters import Value
 from dipa_bench.preconditioners import Identity
 from dipa_bench.reuse import KeptFits, fit_or_reuse
@@ -131,6 +131,14 @@ class Attempt:
         stopped |= {"finished": records.end_time(self._record)}
         records.write(self._place, self._record.model_copy(update=stopped))
 
+    @property
+    def settings(self) -> str | None:
+        """What its result depends on, the images aside; None where there is an operator."""
+        method, found = self._entry.method, self.reconstructor
+        if type(found) is not Iterative or type(found.preconditioner) is not Identity:
+            return None
+        return parameters.build(method.parameters, self._record.params).solve.model_dump_json()
+
     def note(self, name: str, value: Value) -> None:
         """Keeps a fact for the record."""
         self._fit_context.notes[name] = value
@@ -198,6 +206,8 @@ class Attempt:
                 self._kept_fits.put(self._fit_key, *kept)
         state, notes = kept
         self._fit_context.notes |= notes
+        if untrained and notes.get("initial") == "identity":
+            return self._fit_context.reconstructor(task, values.solve, Identity())
         state = {name: part.to(task.device) for name, part in state.items()}
         return method.restore(task, values, state, self._fit_context)
 

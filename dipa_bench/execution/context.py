@@ -17,6 +17,7 @@ from dipa_bench.config.problem import build_task
 from dipa_bench.config.study_file import StudyFile
 from dipa_bench.data.images import ImageSet
 from dipa_bench.execution import shifts
+from dipa_bench.execution.score_cache import ScoreCache
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.parameters import Value
@@ -40,6 +41,7 @@ class StudyContext:
         environment: versions and device, for the records.
         lmmse: the LMMSE map of the task and the budget's images, fitted on first use.
         operator_cache: fitted operators, for trials that change solver settings alone.
+        scores: of solver settings without an operator, which entries share.
         batches: entry to the largest batch that fits into memory, where that is not the budget's.
     """
 
@@ -50,6 +52,7 @@ class StudyContext:
     environment: Mapping[str, Value]
     lmmse: CachedPerTask = field(init=False)
     operator_cache: OperatorCache = field(default_factory=OperatorCache)
+    scores: ScoreCache = field(default_factory=ScoreCache)
     batches: dict[str, int] = field(default_factory=dict)
 
     @staticmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 from dipa_bench import devices
 from dipa_bench.config.entry import Entry
 from dipa_bench.data.images import ImageSet
-from dipa_bench.evaluation.race import race
+from dipa_bench.evaluation.race import Raced, race
 from dipa_bench.execution.attempt import MEASURED_NOTE, Attempt, Report
 from dipa_bench.execution.context import StudyContext
 from dipa_bench.methods import Progress
@@ -105,18 +105,7 @@ def _race(context: StudyContext, runs: Sequence[Attempt], images: ImageSet, job:
     if len(ready) > 1 and runs_as_batch(context):
         for run in ready:
             run.note(SETTINGS_NOTE, len(ready))
-    started = time.perf_counter()
-    found = race(
-        [run.reconstructor for run in ready],
-        context.task,
-        images,
-        job.incumbent[:most] if len(job.incumbent) >= most else None,
-        enabled=job.races and context.study.search.race and len(context.study.objectives) == 1,
-        batched=runs_as_batch(context),
-        most=most,
-        chunked=job.records[0].races,
-    )
-    elapsed = time.perf_counter() - started
+    found, elapsed = _raced(context, ready, images, most, job)
     work = [raced.seconds * len(raced.mse) for raced in found]
     for run, raced, own in zip(ready, found, work, strict=True):
         run.charge(elapsed * own / (sum(work) or 1.0))
@@ -126,3 +115,30 @@ def _race(context: StudyContext, runs: Sequence[Attempt], images: ImageSet, job:
             run.attempt(lambda run=run: run.measure(images))
         else:
             run.attempt(lambda run=run, raced=raced: run.score(raced, len(images), job))
+
+
+def _raced(
+    context: StudyContext, runs: Sequence[Attempt], images: ImageSet, most: int, job: Job
+) -> tuple[list[Raced], float]:
+    """A race's results and seconds; those of an earlier one without operators that was the same."""
+    incumbent = job.incumbent[:most] if len(job.incumbent) >= most else None
+    chunked, settings = job.records[0].races, tuple(run.settings for run in runs)
+    key = (settings, incumbent, most, job.races, chunked)
+    kept = context.scores.take(key) if all(settings) else None
+    if kept is not None:
+        return kept
+    started = time.perf_counter()
+    found = race(
+        [run.reconstructor for run in runs],
+        context.task,
+        images,
+        incumbent,
+        enabled=job.races and context.study.search.race and len(context.study.objectives) == 1,
+        batched=runs_as_batch(context),
+        most=most,
+        chunked=chunked,
+    )
+    seconds = time.perf_counter() - started
+    if all(settings):
+        context.scores.put(key, found, seconds)
+    return found, seconds

@@ -67,7 +67,7 @@ class Evaluations:
             self._known.setdefault(params_key(one.params), []).append(psnr)
         self._asked: dict[tuple, Params] = {}
         self._psnr: dict[tuple, np.ndarray] = {}
-        self._means: dict[tuple, float] = {}  # of settings over so many images
+        self._means: dict[tuple, dict[int, float]] = {}  # of settings over so many images
         self._leaders: dict[int, tuple | None] = {}  # over so many images
         self._runs: set[tuple] = set()
 
@@ -85,9 +85,10 @@ class Evaluations:
             key = params_key(one.params)
             self._asked.setdefault(key, one.params)
             if key not in self._psnr or len(psnr) > len(self._psnr[key]):
-                self._psnr[key] = psnr
-                self._means.clear()
-                self._leaders.clear()
+                self._psnr[key], self._means[key] = psnr, {}
+                self._leaders = {
+                    images: best for images, best in self._leaders.items() if len(psnr) < images
+                }
             self._runs.add((key, one.images))
 
     def found(self, proposal: Proposal) -> np.ndarray | None:
@@ -157,9 +158,10 @@ class Evaluations:
 
     def _mean(self, key: tuple, images: int) -> float:
         """Mean PSNR [dB] over the first images."""
-        if (key, images) not in self._means:
-            self._means[key, images] = float(self._psnr[key][:images].mean())
-        return self._means[key, images]
+        means = self._means[key]
+        if images not in means:
+            means[images] = float(self._psnr[key][:images].mean())
+        return means[images]
 
 
 def params_key(params: Mapping[str, Value]) -> tuple:

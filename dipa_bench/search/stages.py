@@ -46,10 +46,10 @@ class Stage:
 def stages_of(entry: Entry, task: Task, study: StudyFile) -> tuple[Stage, ...]:
     """The stages of an entry's search, at least one.
 
-    An entry that trains tunes the settings of what it starts from with half of the budget's
-    settings, fits at the best of them, and tunes the best fit with the other half. One that does
-    not tunes its settings, its own parameters among them. Where there are too few settings for
-    that, or it has to find the front of several objectives, a sampler draws all parameters.
+    An entry that trains tunes the settings of what it starts from, fits at the best of them, and
+    tunes the best fit; each of the two operators has as many settings as one that does not train,
+    which tunes its own parameters among them. Where there are too few settings for that, or it has
+    to find the front of several objectives, a sampler draws all parameters.
     """
     budget, space = study.budget, entry.space(task)
     if study.protocol == "published" or not space:
@@ -57,13 +57,13 @@ def stages_of(entry: Entry, task: Task, study: StudyFile) -> tuple[Stage, ...]:
     timed = budget.minutes is not None
     settings = any(name.startswith("solve.") for name in space)
     staged = study.search.tuner == "trust-region" and settings
-    if staged and entry.fits and entry.method.restore is not None and budget.settings >= 2 * FEWEST:
+    if staged and entry.fits and entry.method.restore is not None and budget.settings >= FEWEST:
         rest = any(not name.startswith("solve.") for name in space)
         fits = None if timed and rest else budget.fits if rest else 1
         return (
-            Stage("settings", 0, budget.settings // 2, 0.2),
+            Stage("settings", 0, budget.settings, 0.2),
             Stage("fit", APART, fits, 0.7),
-            Stage("tuned", 2 * APART, budget.settings - budget.settings // 2),
+            Stage("tuned", 2 * APART, budget.settings),
         )
     single = len(study.objectives) == 1
     if staged and single and not entry.fits and budget.settings >= ENOUGH:

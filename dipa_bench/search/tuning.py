@@ -116,8 +116,11 @@ class Tuning:
         space = entry.distributions(task)
         if entry.fits:
             space = settings_of(space)
-        points = [dict(base.fitted_at)] if stage.name == "tuned" else []
-        points += entry.first_points(task)
+        if stage.name == "settings" and entry.fits:
+            points = entry.first_settings(task)
+        else:
+            points = [dict(base.fitted_at)] if stage.name == "tuned" else []
+            points += entry.first_points(task)
         self.base, self._space = base, space
         self._tuner = SettingsTuner(
             space,

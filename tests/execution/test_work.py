@@ -32,11 +32,11 @@ def test_stages_are_counted_apart(tmp_path: Path, lab) -> None:
     own, train = Entry.of(study, "ldipa"), len(task.images.train)
     validation, test = len(task.images.validation), task.images.test_count
     work = work_of(own, task, study, {"ldipa": 5.0})
-    assert (work.settings, work.fits, work.finals) == (60, 3, 2)
+    assert (work.settings, work.fits, work.finals) == (2 * 60, 3, 2)
     assert work.setting == SMALL_BATCHES * min(TUNING_IMAGES, validation)
     assert work.fit == 2 * (5 * train + validation) + validation
     assert work.final == 4 * (5 * train + validation) + 3 * test
-    assert work.total == 60 * work.setting + 3 * work.fit + 2 * work.final
+    assert work.total == 120 * work.setting + 3 * work.fit + 2 * work.final
     again = study.model_copy(update={"replicate": 1})  # published settings are run once
     assert work_of(own, task, again).finals == 1
     timed = study.model_copy(

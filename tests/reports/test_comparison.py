@@ -345,6 +345,9 @@ def test_a_board_says_what_was_not_tuned(make_results: Callable[..., TaskResults
         "warning: too few settings tried to tune few: a difference may be what tuning would bring "
         "(`--trials 60` and more tunes)"
     ]
+    over = {"method": "over", "trials": TUNED - 1, "late_gain": 0.0}  # no more was to be gained
+    assert told(identity, over) == told(over, other) == []
+    assert len(told(identity, over | {"learned": True})) == 1
     (line,) = told(identity | {"trials": 1}, fixed, other)
     assert line.startswith("warning: no row was tuned, none was tried with 60 settings")
     published = {"protocol": "published", "trials": 1}
