@@ -66,7 +66,7 @@ def psnr_boxes(images: pd.DataFrame, looks: Looks) -> go.Figure:
         images: method, seed, image, subject, psnr of one study.
         looks: a look per method.
     """
-    figure = blank("test PSNR [dB], mean over seeds", "", 0)
+    figure = blank("test PSNR [dB], mean over replicates", "", 0)
     scores = {} if images.empty else {m: image_scores(r) for m, r in images.groupby("method")}
     for method in sorted(scores, key=lambda name: scores[name].mean()):
         values, look = scores[method].dropna(), looks[method]
@@ -182,7 +182,7 @@ def _trial_text(row: dict) -> str:
 
 
 def _per_image(curves: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
-    """Per method, finite values as an iteration x image table, averaged over seeds."""
+    """Per method, finite values as an iteration x image table, averaged over replicates."""
     if curves.empty:
         return []
     tables = []

@@ -394,7 +394,7 @@ def _reconstructions(results: TaskResults, study: str, methods: dict[str, str]) 
 
 
 def _score_by_image(results: TaskResults, study: str, method: str) -> dict[str, float]:
-    """PSNR [dB] by image, the mean over seeds."""
+    """PSNR [dB] by image, the mean over replicates."""
     scores = image_scores(image_rows(results, study, method))
     return {image: value for (_, image), value in scores.items()}
 
