@@ -110,11 +110,48 @@ class Evaluations:
 
     def seen(self, images: int) -> list[Params]:
         """What was asked for and run on at least so many images."""
-        return [params for params in self.asked if len(self._psnr[params_key(params)]) >= images]
+        return [self._asked[key] for key in self._seen(images)]
 
     def value(self, params: Params, images: int) -> float:
         """Mean PSNR [dB] over the first images; from fewer by the difference to the best."""
-        key = params_key(params)
+        return self._value(params_key(params), images)
+
+    def alike(self, one: Params, other: Params, images: int) -> bool:
+        """Whether the first images leave it open which of two is better."""
+        pair = [self._psnr[params_key(params)][:images] for params in (one, other)]
+        if images < 2 or any(len(psnr) < images for psnr in pair):
+            return False
+        lead = np.subtract(*pair)
+        return lead.mean() <= ALIKE * lead.std(ddof=1) / math.sqrt(images)
+
+    def best(self, images: int) -> Params:
+        """The first of `ranked`."""
+        return self._asked[max(self._asked, key=lambda key: self._value(key, images))]
+
+    def ranked(self, images: int, among: Sequence[Params] = ()) -> list[Params]:
+        """Some settings, or all that was asked for, the best over the first images first."""
+        keys = [params_key(params) for params in among] or list(self._asked)
+        ranked = sorted(keys, key=lambda key: self._value(key, images), reverse=True)
+        return [self._asked[key] for key in ranked]
+
+    def best_seen(self, images: int) -> Params:
+        """The best of what was run on at least so many images; of all where nothing was."""
+        best = self._leader(images)
+        return self.best(images) if best is None else self._asked[best]
+
+    def _seen(self, images: int) -> list[tuple]:
+        return [key for key in self._asked if len(self._psnr[key]) >= images]
+
+    def _leader(self, images: int) -> tuple | None:
+        """The best of what was run on at least so many images."""
+        if images not in self._leaders:
+            whole = self._seen(images)
+            self._leaders[images] = max(
+                whole, key=lambda key: self._mean(key, images), default=None
+            )
+        return self._leaders[images]
+
+    def _value(self, key: tuple, images: int) -> float:
         psnr = self._psnr[key]
         if not len(psnr):
             return FAILED
@@ -125,36 +162,6 @@ class Evaluations:
             return self._mean(key, len(psnr))
         lead = self._mean(key, len(psnr)) - self._mean(best, len(psnr))
         return self._mean(best, images) + lead
-
-    def alike(self, one: Params, other: Params, images: int) -> bool:
-        """Whether the first images leave it open which of two is better."""
-        pair = [self._psnr[params_key(params)][:images] for params in (one, other)]
-        if images < 2 or any(len(psnr) < images for psnr in pair):
-            return False
-        lead = np.subtract(*pair)
-        return lead.mean() <= ALIKE * lead.std(ddof=1) / math.sqrt(images)
-
-    def best(self, images: int, among: Sequence[Params] = ()) -> Params:
-        """The first of `ranked`."""
-        return self.ranked(images, among)[0]
-
-    def ranked(self, images: int, among: Sequence[Params] = ()) -> list[Params]:
-        """Some settings, or all that was asked for, the best over the first images first."""
-        found = among or self.asked
-        return sorted(found, key=lambda params: self.value(params, images), reverse=True)
-
-    def best_seen(self, images: int) -> Params:
-        """The best of what was run on at least so many images."""
-        return self.best(images, self.seen(images))
-
-    def _leader(self, images: int) -> tuple | None:
-        """The best of what was run on at least so many images."""
-        if images not in self._leaders:
-            whole = [params_key(params) for params in self.seen(images)]
-            self._leaders[images] = max(
-                whole, key=lambda key: self._mean(key, images), default=None
-            )
-        return self._leaders[images]
 
     def _mean(self, key: tuple, images: int) -> float:
         """Mean PSNR [dB] over the first images."""

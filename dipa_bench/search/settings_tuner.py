@@ -121,7 +121,7 @@ class SettingsTuner:
         early = [dict(one.params) for one in evaluations[: -(-3 * len(evaluations) // 4)]]
         if not early:
             return 0.0
-        ends = (known.best(self._refined), known.best(self._refined, early))
+        ends = (known.best(self._refined), known.ranked(self._refined, early)[0])
         last, before = (known.value(params, self._refined) for params in ends)
         return last - before
 
@@ -186,17 +186,18 @@ class SettingsTuner:
             patience: rounds in a row that gained next to nothing, after which it ends.
         """
         fruitless, turn, end = 0, 0, known.runs + most
+        reached = known.value(known.best(images), images)
         while known.runs < end and fruitless < patience:
-            reached, before = known.value(known.best(images), images), known.runs
-            if (images, before) not in self._rounds:
+            place = (images, known.runs)
+            if place not in self._rounds:
                 ranked = known.ranked(images)
                 values = [known.value(one, images) for one in ranked]
-                found = self._candidates.chosen(ranked, values, turn, before)
-                self._rounds[images, before] = found
-            points = self._rounds[images, before][: end - before]
+                self._rounds[place] = self._candidates.chosen(ranked, values, turn, known.runs)
+            points = self._rounds[place][: end - known.runs]
             known.need([Proposal(point, images, races=True) for point in points])
-            gained = known.value(known.best(images), images) - reached >= GAIN
-            fruitless, turn = 0 if gained else fruitless + 1, turn + 1
+            best = known.value(known.best(images), images)
+            fruitless, turn = 0 if best - reached >= GAIN else fruitless + 1, turn + 1
+            reached = best
 
     def _sweep(self, known: Evaluations) -> None:
         """The best on few images with the choices of each other branch."""
