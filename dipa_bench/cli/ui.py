@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 import typer
 
+from dipa_bench.errors import UserError
 from dipa_bench.tracking.location import redacted, resolve_uri, ui_command
 from dipa_bench.tracking.mlflow_format import EXPERIMENT
 
@@ -36,8 +38,10 @@ def start_ui(port: int, tracking_uri: str | None, browser: bool) -> None:
         browser: whether the first of these pages is opened.
 
     Raises:
+        UserError: another program has the port.
         typer.Exit: the server ended by itself, with its exit code.
     """
+    _check_free(port)
     uri = resolve_uri(tracking_uri, Path.cwd())
     home = f"http://127.0.0.1:{port}"
     print(f"MLflow on {home} (store {redacted(uri)}); Ctrl-C stops it", flush=True)
@@ -60,6 +64,16 @@ def start_ui(port: int, tracking_uri: str | None, browser: bool) -> None:
         return
     if code:
         raise typer.Exit(code)
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError as error:
+            cure = f"give another, e.g. --port {port + 1 if port < 65535 else 5000}"
+            raise UserError(f"port {port} cannot be had ({error.strerror}): {cure}") from None
 
 
 def _tasks(home: str) -> dict[str, str] | None:

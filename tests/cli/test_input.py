@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,13 @@ def test_sync_with_nothing_to_send(call, work: Path) -> None:
     done = call("sync")
     assert (done.code, done.err) == (0, "")
     assert "0 runs sent" in done.out
+
+
+def test_a_port_that_another_program_has(call, work: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        line = call("ui", "--port", port).line
+    assert f"port {port} cannot be had" in line
+    assert "--port" in line.split("give another")[1]
