@@ -220,7 +220,7 @@ class DaskPool(Pool):
 # ----------------------------------------------------------------------------------- on the cluster
 
 _turn = threading.Lock()  # a worker may have several threads; a fit wants the process to itself
-_benches: dict[str, StudyContext] = {}
+_contexts: dict[str, StudyContext] = {}
 
 
 def _do(
@@ -242,7 +242,7 @@ def _do(
         context = _context(setup)
         entry = Entry.of(context.study, job.entry)
         root = records.method_folder(
-            _operator_cache(setup), entry.name
+            _folder(setup), entry.name
         )  # checkpoints outlive a killed worker
         places = tuple(root / f"{job.kind}-{record.number}" for record in job.records)
 
@@ -255,13 +255,13 @@ def _do(
 
 def _context(setup: Setup) -> StudyContext:
     key = digests.of(setup.study)
-    if key not in _benches:
-        _benches.clear()
-        _benches[key] = setup.context(_operator_cache(setup))
-    return _benches[key]
+    if key not in _contexts:
+        _contexts.clear()
+        _contexts[key] = setup.context(_folder(setup))
+    return _contexts[key]
 
 
-def _operator_cache(setup: Setup) -> Path:
+def _folder(setup: Setup) -> Path:
     """The study's folder among this machine's temporary ones; its worker processes share it."""
     ours = Path(tempfile.gettempdir()) / f"dipa-bench-{os.getuid()}"
     ours.mkdir(mode=0o700, exist_ok=True)
