@@ -24,7 +24,7 @@ def repeat_run(run: str, device: str, tracking_uri: str | None) -> None:
     root = Path.cwd() / RESULTS
     record = _record(run, root, tracking_uri)
     found = rerun.repeat(record, root, where)
-    print(f"{record.study} / {record.method}, {record.kind} {record.number}")
+    print(f"study {record.study}, row {record.method}: {_what(record)}, again from its record")
     print(f"state: recorded {found.state[0]}, now {found.state[1]}")
     for name, (before, now) in found.figures.items():
         shown = "missing" if now is None else f"{now:.6f}"
@@ -37,6 +37,16 @@ def repeat_run(run: str, device: str, tracking_uri: str | None) -> None:
         return
     print("does not agree")
     raise typer.Exit(1)
+
+
+def _what(record: RunRecord) -> str:
+    """Which of its row's runs a record is of."""
+    return {
+        "method": "the winner's test",
+        "trial": f"trial {record.number}",
+        "seed": "the winner's test",
+        "published": "the test of its published settings",
+    }[record.kind]
 
 
 def _record(run: str, root: Path, tracking_uri: str | None) -> RunRecord:

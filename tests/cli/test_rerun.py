@@ -61,6 +61,9 @@ def test_a_run_agrees_exactly(run: str, there: Path, call) -> None:
     done = call("rerun", run)
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[-1] == "agrees exactly"
+    row = "ldipa" if "ldipa" in run else "identity"
+    what = f"trial {run[-1]}" if "trial" in run else "the winner's test"
+    assert done.out.startswith(f"study one, row {row}: {what}, again from its record\n")
     assert "/psnr: recorded" in done.out
     assert {path: path.stat().st_mtime_ns for path in (there / "mlruns").rglob("*")} == before
 
