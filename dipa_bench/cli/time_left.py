@@ -36,7 +36,7 @@ class TimeLeft:
     def begins(self, entry: str, trials: int) -> None:
         """An entry begins of which so many trials were there already."""
         work = self._work[entry]
-        count = work.settings + work.fits
+        count = work.settings + work.shared + work.fits
         if count and work.seconds is None:
             self._take(entry, work.search * min(1.0, trials / count))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.study_file import StudyFile
 from dipa_bench.evaluation.evaluate import BATCH
-from dipa_bench.search.stages import runs_published, stages_of
+from dipa_bench.search.stages import runs_published, shares_settings, stages_of
 from dipa_bench.tasks.base import Task
 from dipa_bench.tracking.records import RunRecord
 
@@ -26,6 +26,7 @@ class Work:
         fit: one trial that fits.
         final: one fit of the winner, or of the published settings, with its test.
         settings, fits, finals: how many of these there are.
+        shared: settings that another entry's search has scored.
         seconds: of the search, where that is the budget.
     """
 
@@ -35,6 +36,7 @@ class Work:
     settings: int = 0
     fits: int = 0
     finals: int = 0
+    shared: int = 0
     seconds: float | None = None
 
     @property
@@ -54,6 +56,8 @@ class Work:
         if record.kind == "trial":
             if self.seconds is not None:
                 return record.metrics.get("trial/seconds", 0.0)
+            if self.shared and record.stage == "settings":
+                return 0.0
             fitted = record.stage == "fit" or (not record.stage and self.fits)
             return self.fit if fitted else self.setting
         return self.final if record.kind != "method" and self.seconds is None else 0.0
@@ -87,14 +91,16 @@ def work_of(
     )
     stages = stages_of(entry, task, study)
     tuned = sum(stage.count or 0 for stage in stages if stage.tunes)
+    shared = stages[0].count or 0 if shares_settings(entry, task, study) else 0
     other = sum(stage.count or 0 for stage in stages if not stage.tunes)
     timed = budget.minutes is not None and bool(entry.space(task))
     return Work(
         setting=SMALL_BATCHES * min(TUNING_IMAGES, validation),
         fit=in_search + validation,
         final=at_the_end + tested + 2 * min(tested, BATCH),  # once more to warm up, once to time
-        settings=tuned,
+        settings=tuned - shared,
         fits=other,
         finals=1 + runs_published(entry, task, study),
+        shared=shared,
         seconds=60 * budget.minutes if timed else None,
     )

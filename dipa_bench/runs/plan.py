@@ -81,7 +81,7 @@ def plan(study: StudyFile, task: Task) -> Plan:
     for name, entry in chosen.items():
         work, skip = work_of(entry, task, study, training), obstacles[name]
         trials = 0 if skip else planned_trials(entry, task, study)
-        seconds = forward * work.total + BESIDE * (work.settings + work.fits)
+        seconds = forward * work.total + BESIDE * (work.settings + work.shared + work.fits)
         if work.seconds is not None:
             seconds = work.seconds + forward * work.finals * work.final
             trials = trials or max(1, round(work.seconds / max(forward * work.fit, 1e-9)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.study_file import StudyFile
+from dipa_bench.parameters import Search
 from dipa_bench.search.settings_tuner import FEWEST
 from dipa_bench.tasks.base import Task
 
@@ -70,6 +72,26 @@ def stages_of(entry: Entry, task: Task, study: StudyFile) -> tuple[Stage, ...]:
         return (Stage("settings", 0, budget.settings),)
     trials = budget.fits if entry.fits else budget.settings
     return (Stage("", 0, None if timed else trials),)
+
+
+def shares_settings(entry: Entry, task: Task, study: StudyFile) -> bool:
+    """Whether an earlier entry of a study scores all settings that its first stage asks for.
+
+    They are those of the solver without an operator, with the same ranges.
+    """
+    own = _plain_settings(entry, task)
+    if not entry.fits or own is None or stages_of(entry, task, study)[0].name != "settings":
+        return False
+    earlier = itertools.takewhile(lambda name: name != entry.name, study.methods)
+    return any(own == _plain_settings(Entry.of(study, name), task) for name in earlier)
+
+
+def _plain_settings(entry: Entry, task: Task) -> dict[str, Search] | None:
+    """The solver settings that it begins with; None where it begins with an operator."""
+    initial = entry.defaults(task).get("train.initial", "identity")
+    unfitted = initial == "identity" if entry.fits else entry.method.operator == "identity"
+    found = {name: one for name, one in entry.space(task).items() if name.startswith("solve.")}
+    return found if unfitted and found else None
 
 
 def runs_published(entry: Entry, task: Task, study: StudyFile) -> bool:

@@ -37,6 +37,12 @@ def test_stages_are_counted_apart(tmp_path: Path, lab) -> None:
     assert work.fit == 2 * (5 * train + validation) + validation
     assert work.final == 4 * (5 * train + validation) + 3 * test
     assert work.total == 120 * work.setting + 3 * work.fit + 2 * work.final
+    assert not work.shared
+    after = study.model_copy(update={"methods": dict(reversed(study.methods.items()))})
+    assert list(after.methods) == ["identity", "ldipa"]  # whose search is ldipa's first
+    shares = work_of(own, task, after, {"ldipa": 5.0})
+    assert (shares.settings, shares.shared) == (60, 60)
+    assert shares.total == work.total - 60 * work.setting
     again = study.model_copy(update={"replicate": 1})  # published settings are run once
     assert work_of(own, task, again).finals == 1
     timed = study.model_copy(
