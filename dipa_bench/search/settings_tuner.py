@@ -188,7 +188,7 @@ class SettingsTuner:
         fruitless, turn, end = 0, 0, known.runs + most
         reached = known.value(known.best(images), images)
         while known.runs < end and fruitless < patience:
-            place = (images, known.runs)
+            place = (images, known.runs, turn)
             if place not in self._rounds:
                 ranked = known.ranked(images)
                 values = [known.value(one, images) for one in ranked]

@@ -247,6 +247,24 @@ def test_ranges_conditions_and_whole_numbers_are_kept() -> None:
     assert smooth(winner) == pytest.approx(30.0, abs=0.05)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_whole_numbers_alone_are_tried_until_the_best_is_known(seed: int) -> None:
+    space = {name: SPACE[name] for name in ("solve.momentum", "solve.start")}
+    space |= {"degree": IntDistribution(1, 9), "rank": IntDistribution(1, 4)}
+
+    def score(params: Mapping[str, Any]) -> float:
+        branch = 0.35 * (params["solve.start"] == "lmmse") + 0.2 * (
+            params["solve.momentum"] == "none"
+        )
+        return 29 + branch - 0.3 * abs(params["degree"] - 6) - 0.2 * abs(params["rank"] - 3)
+
+    first = {"solve.momentum": "textbook", "solve.start": "adjoint", "degree": 1, "rank": 1}
+    found = search(tuner(120, space=space, points=[first], seed=seed, shared_seed=seed), score)
+    at = {"solve.start": "lmmse", "solve.momentum": "none", "degree": 6, "rank": 3}
+    assert best(found).params == at
+    assert len(found) < 100  # of 216 points
+
+
 def test_what_came_late_is_told() -> None:
     """Nothing where the search has converged; what the best of the last quarter is better by."""
     one, found = tuner(120), search(tuner(120), smooth)
