@@ -71,7 +71,8 @@ def _budget(budget: dict[str, Any]) -> str:
     if budget.get("minutes") is not None:
         return f"{budget['minutes']:g} minutes a row"
     epochs = f"epochs {budget.get('epochs')} (final {budget.get('final_epochs')})"
-    return f"settings {budget.get('settings')} and fits {budget.get('fits')} a row, {epochs}"
+    settings, fits = budget.get("settings"), budget.get("fits")
+    return f"settings {settings} an operator and fits {fits} a row, {epochs}"
 
 
 def _number(value: Any) -> str:
