@@ -43,6 +43,7 @@ class Parameters(BaseModel):
 
 
 Model = TypeVar("Model", bound=Parameters)
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,16 @@ def space(model: type[Parameters], solver: str, ranges: Ranges) -> dict[str, Sea
             found = ranges.setting(search.ask).search if search.ask else search
             result[item.path] = replace(found, when=item.when)
     return result
+
+
+def settings_of(params: Mapping[str, Kept]) -> dict[str, Kept]:
+    """What belongs to the solver's settings, by their dotted paths."""
+    return {path: value for path, value in params.items() if path.startswith("solve.")}
+
+
+def without_settings(params: Mapping[str, Kept]) -> dict[str, Kept]:
+    """What does not."""
+    return {path: value for path, value in params.items() if not path.startswith("solve.")}
 
 
 def conditions(model: type[Parameters]) -> dict[str, When]:

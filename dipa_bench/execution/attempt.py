@@ -132,8 +132,8 @@ class Attempt:
         records.write(self._place, self._record.model_copy(update=stopped))
 
     @property
-    def settings(self) -> str | None:
-        """What its result depends on, the images aside; None where there is an operator."""
+    def plain_settings(self) -> str | None:
+        """The solver's settings, where there is no operator: all that its scores depend on."""
         method, found = self._entry.method, self.reconstructor
         if type(found) is not Iterative or type(found.preconditioner) is not Identity:
             return None
@@ -201,7 +201,9 @@ class Attempt:
                 fit_context = replace(fit_context, report=lambda step, value: None)
             trained = parameters.build(method.parameters, record.params | record.fitted_at)
             found = method.fit(task, trained, fit_context)
-            kept = state_of(found), notes_of(self._fit_context)
+            notes = notes_of(self._fit_context)
+            plain = untrained and notes.get("initial") == "identity"  # it needs no numbers
+            kept = {} if plain else state_of(found), notes
             if record.stage:
                 self._kept_fits.put(self._fit_key, *kept)
         state, notes = kept

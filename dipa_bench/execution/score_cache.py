@@ -19,6 +19,9 @@ class ScoreCache:
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[list[Raced], float]] = {}
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def take(self, key: Hashable) -> tuple[list[Raced], float] | None:
         """Scores of the settings of a race, and the seconds that it took."""
         return self._kept.get(key)

@@ -122,7 +122,7 @@ def _raced(
 ) -> tuple[list[Raced], float]:
     """A race's results and seconds; those of an earlier one without operators that was the same."""
     incumbent = job.incumbent[:most] if len(job.incumbent) >= most else None
-    chunked, settings = job.records[0].races, tuple(run.settings for run in runs)
+    chunked, settings = job.records[0].races, tuple(run.plain_settings for run in runs)
     key = (settings, incumbent, most, job.races, chunked)
     kept = context.scores.take(key) if all(settings) else None
     if kept is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from dipa_bench.reports import comparison
@@ -74,8 +75,11 @@ def warnings(board: pd.DataFrame) -> Iterator[str]:
 def _untuned(rows: pd.DataFrame) -> Iterator[str]:
     """Rows with settings of the solver of which too few were tried."""
     rows = rows[(rows["protocol"] == "tuned") & rows["start"].notna()]
-    ended = rows["late_gain"].notna() & ~rows["learned"].astype(bool)  # tuned, whatever it took
-    few = rows[(rows["trials"] / rows["replicates"] < TUNED) & ~ended]
+    by_tuner, trained = rows["late_gain"].notna(), rows["learned"].astype(bool)
+    # the tuner starts from `TUNED` and ends where no more is gained; rows that train use it twice,
+    # from fewer settings on, and each time it may end one short
+    needed = np.where(by_tuner & trained, 2 * (TUNED - 1), np.where(by_tuner, 0, TUNED))
+    few = rows[rows["trials"] / rows["replicates"] < needed]
     cure = f"a difference may be what tuning would bring (`--trials {TUNED}` and more tunes)"
     if len(few) and len(few) == len(rows):
         yield f"no row was tuned, none was tried with {TUNED} settings: {cure}"

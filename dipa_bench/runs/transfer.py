@@ -21,7 +21,7 @@ from dipa_bench.errors import Diverged, UserError, brief, unknown
 from dipa_bench.evaluation.evaluate import Evaluation, evaluate
 from dipa_bench.execution.context import StudyContext, read_test
 from dipa_bench.methods import relative
-from dipa_bench.parameters import Value
+from dipa_bench.parameters import Value, settings_of
 from dipa_bench.runs.restore import LearnedRun, tuned_identity, untuned_identity
 from dipa_bench.search.samplers import INDEX
 from dipa_bench.search.sampling import NumberedSampler, ask
@@ -242,9 +242,7 @@ def _tuned(
         UserError: none of them worked.
     """
     task, run, own = context.task, entrant.run, entrant.values
-    space = {
-        name: search for name, search in run.entry.space(task).items() if name.startswith("solve.")
-    }
+    space = settings_of(run.entry.space(task))
     if not space:
         return entrant
     points = [*carried.values(), run.entry.defaults(task)]
@@ -319,7 +317,7 @@ def _measured(entrant: _Entrant, context: StudyContext, setting: str, images: Im
         name=run.entry.name,
         setting=setting,
         images=scores,
-        solve={key: value for key, value in entrant.values.items() if key.startswith("solve.")},
+        solve=settings_of(entrant.values),
         source=entrant.source,
         psnr=statistics.mean_interval(scores, "psnr"),
         ssim=statistics.mean_interval(scores, "ssim"),

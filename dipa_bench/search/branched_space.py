@@ -10,7 +10,7 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution
 
 from dipa_bench.config.space import Block, sobol_point, value_at
-from dipa_bench.parameters import Value, When
+from dipa_bench.parameters import Value, When, settings_of, without_settings
 from dipa_bench.search.evaluations import Params, params_key
 from dipa_bench.search.unit_cube import UnitCube
 
@@ -74,8 +74,7 @@ class BranchedSpace:
 
     def drawn(self, index: int) -> Params:
         """A Sobol point: solver settings that all entries have, and own parameters."""
-        shared = [name for name in self._space if name.startswith("solve.")]
-        own = [name for name in self._space if name not in shared]
+        shared, own = list(settings_of(self._space)), list(without_settings(self._space))
         draw = sobol_point(self._space, index, self._shared_seed, shared)
         return draw | sobol_point(self._space, index, self._seed, own)
 

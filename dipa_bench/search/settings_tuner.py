@@ -169,9 +169,9 @@ class SettingsTuner:
                 break
             reached = known.value(known.best_seen(images), images)
             self._explore(known, few, self._left(known) // 2, PATIENCE // 2)
-        ranked = known.ranked(images)
-        seen = [params for params in ranked if params in known.seen(images)]
-        rest = [params for params in ranked if params not in seen]
+        ranked, whole = known.ranked(images), known.seen(images)
+        seen = [params for params in ranked if params in whole]
+        rest = [params for params in ranked if params not in whole]
         # an estimate from few images flatters what is best on these: one of them is enough
         last = seen[: plan.all_images - 1] + rest[: 1 if seen else plan.all_images]
         known.need([Proposal(params, self._images, races=False) for params in last])

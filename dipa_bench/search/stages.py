@@ -8,7 +8,7 @@ from typing import Literal
 
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.study_file import StudyFile
-from dipa_bench.parameters import Search
+from dipa_bench.parameters import Search, settings_of, without_settings
 from dipa_bench.search.settings_tuner import FEWEST
 from dipa_bench.tasks.base import Task
 
@@ -57,10 +57,9 @@ def stages_of(entry: Entry, task: Task, study: StudyFile) -> tuple[Stage, ...]:
     if study.protocol == "published" or not space:
         return (Stage("", 0, 1),)
     timed = budget.minutes is not None
-    settings = any(name.startswith("solve.") for name in space)
-    staged = study.search.tuner == "trust-region" and settings
+    staged = study.search.tuner == "trust-region" and bool(settings_of(space))
     if staged and entry.fits and entry.method.restore is not None and budget.settings >= FEWEST:
-        rest = any(not name.startswith("solve.") for name in space)
+        rest = without_settings(space)
         fits = None if timed and rest else budget.fits if rest else 1
         return (
             Stage("settings", 0, budget.settings, 0.2),
@@ -80,7 +79,7 @@ def shares_settings(entry: Entry, task: Task, study: StudyFile) -> bool:
     They are those of the solver without an operator, with the same ranges.
     """
     own = _plain_settings(entry, task)
-    if not entry.fits or own is None or stages_of(entry, task, study)[0].name != "settings":
+    if not entry.fits or not own or stages_of(entry, task, study)[0].name != "settings":
         return False
     earlier = itertools.takewhile(lambda name: name != entry.name, study.methods)
     return any(own == _plain_settings(Entry.of(study, name), task) for name in earlier)
@@ -90,8 +89,7 @@ def _plain_settings(entry: Entry, task: Task) -> dict[str, Search] | None:
     """The solver settings that it begins with; None where it begins with an operator."""
     initial = entry.defaults(task).get("train.initial", "identity")
     unfitted = initial == "identity" if entry.fits else entry.method.operator == "identity"
-    found = {name: one for name, one in entry.space(task).items() if name.startswith("solve.")}
-    return found if unfitted and found else None
+    return settings_of(entry.space(task)) if unfitted else None
 
 
 def runs_published(entry: Entry, task: Task, study: StudyFile) -> bool:

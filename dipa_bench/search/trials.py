@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dipa_bench import parameters
 from dipa_bench.config.entry import Entry
 from dipa_bench.config.space import Block
-from dipa_bench.parameters import Value
+from dipa_bench.parameters import Value, without_settings
 from dipa_bench.search import journal, outcome
 from dipa_bench.search.batches import batch_of, tuning_batch_of
 from dipa_bench.search.evaluations import Proposal
@@ -29,7 +29,6 @@ from dipa_bench.search.tuning import (
     base_of,
     incumbent,
     psnr_of,
-    without_settings,
 )
 from dipa_bench.tracking import records
 from dipa_bench.tracking.records import RunRecord

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dipa_bench.config.entry import Entry
-from dipa_bench.parameters import Value
+from dipa_bench.parameters import Value, settings_of
 from dipa_bench.search import outcome
 from dipa_bench.search.evaluations import Evaluation, Proposal
 from dipa_bench.search.settings_tuner import SettingsTuner
@@ -70,16 +70,6 @@ def base_of(
         known = (Evaluation(own, fit.validation),) if fit.validation else ()
         return Base(fit.params, own, fit.seed, known)
     return Base(fixed)
-
-
-def settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The solver settings among flat parameters."""
-    return {name: value for name, value in params.items() if name.startswith("solve.")}
-
-
-def without_settings(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What is no solver setting."""
-    return {name: value for name, value in params.items() if not name.startswith("solve.")}
 
 
 def best_settings(records: Sequence[RunRecord]) -> RunRecord | None:

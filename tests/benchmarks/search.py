@@ -49,11 +49,11 @@ from dipa_bench.execution.attempt import budget_of
 from dipa_bench.learning import lmmse
 from dipa_bench.learning.teachers import TeacherCache
 from dipa_bench.methods import FitContext
-from dipa_bench.parameters import Value, build
+from dipa_bench.parameters import Value, build, settings_of
 from dipa_bench.reuse import CachedPerTask
 from dipa_bench.search.evaluations import Evaluation
 from dipa_bench.search.settings_tuner import SettingsTuner
-from dipa_bench.search.tuning import BRANCHES, SCHEDULES, settings_of
+from dipa_bench.search.tuning import BRANCHES, SCHEDULES
 
 BARS = (0.05, 0.02)  # dB below the reference
 LOWEST = -10.0  # dB, of settings that diverge

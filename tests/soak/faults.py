@@ -596,7 +596,7 @@ FAULTS = [
     Fault(
         "a row with few settings is not told",
         "dipa_bench/reports/conclusions.py",
-        'few = rows[(rows["trials"] / rows["replicates"] < TUNED) & ~ended]',
+        'few = rows[rows["trials"] / rows["replicates"] < needed]',
         'few = rows[rows["trials"] < 0]',
         "tests/reports/test_comparison.py",
     ),
